@@ -1,0 +1,1 @@
+"""Data manifests that come with the package."""

@@ -1,0 +1,153 @@
+"""What a run says first and last."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from medical_diffusion import __version__
+from medical_diffusion.bundle.folders import Folders, check_writable
+from medical_diffusion.bundle.reconstruction import ReconstructionEvaluation
+from medical_diffusion.bundle.settings import Settings
+from medical_diffusion.bundle.training_data import TrainingData
+from medical_diffusion.bundle.weights import Weights
+from medical_diffusion.errors import UserError
+from medical_diffusion.files import write_json
+from medical_diffusion.synthesis import LatentSampler, SampleWriter, SeedDataset
+from medical_diffusion.training.distributed import is_main_process
+
+logger = logging.getLogger(__name__)
+
+PHANTOM_TITLES = {"chest_ct": "chest-CT"}
+
+
+def announce_training(settings: Settings, folders: Folders, data: TrainingData) -> None:
+    """First lines of a training run; checks the output folder and the data before any work."""
+    folders.check_writable()
+    size = " x ".join(map(str, settings.image_size))
+    if settings.dataset_dir is None:
+        logger.info(
+            "No dataset_dir was given: training on %d procedural %s phantoms of %s voxels (simulated, no patients).",
+            settings.num_phantoms,
+            PHANTOM_TITLES[data.kind],
+            size,
+        )
+        logger.info("To train on your own volumes: --dataset_dir DIR (then the paper's configuration is the default).")
+    else:
+        logger.info("Training on %s at %s voxels.", settings.dataset_dir, size)
+    logger.info("Volumes: %s.", data.lists)
+    logger.info("Intensity: %s.", describe_intensity(settings))
+    if settings.perceptual == "none":
+        logger.info("Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it).")
+    logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
+
+
+def describe_intensity(settings: Settings) -> str:
+    """The intensity mapping in words."""
+    if settings.intensity == "window":
+        low, high = settings.window
+        return f"fixed window {low:g} to {high:g} HU mapped to [-1, 1]; samples come back in HU"
+    return f"per volume by {settings.intensity.replace('_', ' ')} mapped to [-1, 1]; samples are relative, 0 to 1"
+
+
+def intensity_limits(settings: Settings) -> tuple[float | None, float | None]:
+    """Limits of the intensity mapping: the window in HU, the percentiles, or none for the volume's own range."""
+    limits = {"window": settings.window, "percentile": settings.percentiles, "minmax": (None, None)}[settings.intensity]
+    if len(limits) != 2:
+        raise UserError(f"--{settings.intensity} limits must be two numbers (low, high)", limits)
+    return limits[0], limits[1]
+
+
+def report_reconstruction(folders: Folders, evaluation: ReconstructionEvaluation) -> dict[str, Any] | None:
+    """Write and show the reconstruction figures of the held-out volumes."""
+    if not is_main_process():
+        return None
+    report = evaluation.report()
+    path = write_json(folders.reports / "reconstruction.json", report)
+    logger.info("Reconstruction of %d held-out volumes (mean ± SD; trilinear resampling beside it):", report["volumes"])
+    for name, entry in report["reconstruction"].items():
+        other = report["trilinear_baseline"][name]
+        logger.info(
+            "  %-8s %.4g ± %.2g   (trilinear %.4g ± %.2g)", name, entry["mean"], entry["sd"], other["mean"], other["sd"]
+        )
+    codebook = report["codebook"]
+    logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
+    logger.info("  written to %s", path)
+    return report
+
+
+def announce_written(folders: Folders) -> None:
+    """Last lines of a training run: what was written."""
+    if not is_main_process():
+        return
+    logger.info("Written:")
+    names = {
+        folders.models / "autoencoder.pt": "weights of stage 1",
+        folders.models / "model.pt": "weights of stage 2 (moving average)",
+        folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
+        folders.reports / "reconstruction.json": "reconstruction metrics on held-out volumes",
+        folders.preview: "real, reconstructed and synthetic volumes in three planes",
+    }
+    for path, meaning in names.items():
+        if path.exists():
+            logger.info("  %s   %s", path, meaning)
+
+
+def samples_folder(settings: Settings, folders: Folders) -> Path:
+    """Folder of the samples, checked to be writable."""
+    return check_writable(settings.output_dir or folders.samples)
+
+
+def sample_provenance(settings: Settings, weights: Weights, sampler: Any, inferer: LatentSampler) -> dict[str, Any]:
+    """What every sample of a run has in common."""
+    import monai
+    import torch
+
+    return {
+        "sampler": settings.sampler,
+        "num_steps": inferer.num_steps or sampler.num_train_timesteps,
+        "amp": settings.amp,
+        "intensity": settings.intensity,
+        "window": settings.window if settings.intensity == "window" else None,
+        "spacing_mm": weights.output_spacing,
+        "weights_sha256": weights.hashes,
+        "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
+    }
+
+
+def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWriter) -> None:
+    """Say what will be drawn.
+
+    Raises:
+        UserError: the folder holds samples of these seeds that were made in another way.
+    """
+    skipped = settings.num_samples - len(dataset)
+    for seed in set(range(settings.seed, settings.seed + settings.num_samples)) - set(dataset.seeds):
+        _compare_sidecar(writer, seed)
+    logger.info(
+        "Drawing %d of %d volumes with %s into %s%s.",
+        len(dataset),
+        settings.num_samples,
+        settings.sampler,
+        writer.output_dir,
+        f" ({skipped} are there already)" if skipped else "",
+    )
+
+
+def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
+    found = json.loads(writer.sidecar_path(seed).read_text(encoding="utf-8"))
+    for key in ("sampler", "num_steps", "weights_sha256"):
+        if found.get(key) != writer.provenance[key]:
+            raise UserError(
+                "samples that are there already must have been made in the same way",
+                f"{writer.image_path(seed)} with {key} {found.get(key)}, now {writer.provenance[key]}",
+                "Choose another --output_dir, or delete the old samples",
+            )
+
+
+def announce_evaluation(settings: Settings, data: TrainingData) -> None:
+    """Say which volumes are evaluated."""
+    source = settings.dataset_dir or f"{settings.num_phantoms} phantoms"
+    logger.info("Evaluating the autoencoder on the held-out volumes of %s (%s).", source, data.lists)

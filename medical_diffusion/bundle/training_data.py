@@ -1,0 +1,135 @@
+"""The volumes of a run: the user's folder, checked by its headers, or phantoms made on the spot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, EnsureType
+
+from medical_diffusion.bundle.context import config_item
+from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.settings import Settings
+from medical_diffusion.data import DataList, build_datalist, verify_dataset
+from medical_diffusion.data.phantoms import write_phantoms
+from medical_diffusion.errors import UserError
+from medical_diffusion.files import content_hash
+
+logger = logging.getLogger(__name__)
+
+CACHED_CONFIGS = ("preprocessing", "channels")
+
+
+class TrainingData:
+    """Lists of volumes for training and validation, found at first use.
+
+    Args:
+        settings: of the run.
+        folders: where phantoms and caches go.
+        kind: of the phantoms.
+        preprocessing: MONAI transforms from a path to a volume in [-1, 1].
+    """
+
+    def __init__(self, settings: Settings, folders: Folders, kind: str, preprocessing: Sequence[Any]) -> None:
+        self.settings, self.folders, self.kind = settings, folders, kind
+        self.preprocessing = list(preprocessing)
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder of the volumes; phantoms are written here when there is no ``dataset_dir``."""
+        s = self.settings
+        if s.dataset_dir is None and s.profile != "phantom":
+            raise UserError(
+                "weights that were trained on real volumes are evaluated on real volumes",
+                "no dataset_dir",
+                "Pass the folder that they were trained on: --dataset_dir DIR",
+            )
+        if s.dataset_dir is None:
+            return write_phantoms(
+                kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=s.image_size
+            )
+        verify_dataset(s.dataset_dir, manifest=s.manifest, headers_only=True).raise_if_faulty()
+        return Path(s.dataset_dir)
+
+    @cached_property
+    def lists(self) -> DataList:
+        s = self.settings
+        return build_datalist(
+            self.root,
+            manifest=s.manifest,
+            validation_fraction=s.validation_fraction,
+            test_fraction=s.test_fraction,
+        )
+
+    @property
+    def train(self) -> list[dict[str, Any]]:
+        return self.lists.train
+
+    @property
+    def validation(self) -> list[dict[str, Any]]:
+        return self.lists.validation
+
+    @property
+    def transform(self) -> Compose:
+        """Preprocessing that ends in plain tensors, for caching and batching."""
+        return Compose([*self.preprocessing, _PlainImage()])
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of data, preprocessing and the settings that shape them: the name of caches."""
+        configs = [config_item(name) for name in CACHED_CONFIGS]
+        return content_hash([self.lists.fingerprint, self.settings.of_stage("data"), configs])
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the preprocessed volumes, one per :attr:`key`."""
+        return self.folders.cache / f"volumes_{self.key[:24]}"
+
+    @cached_property
+    def output_spacing(self) -> list[float]:
+        """Millimetres per voxel after preprocessing, of the first training volume."""
+        image = Compose(self.preprocessing)(dict(self.train[0]))["image"]
+        return [round(float(v), 6) for v in image.pixdim]
+
+    def stored_settings(self) -> dict[str, Any]:
+        """What goes into the checkpoints: the settings, and the voxel size of samples."""
+        return {**self.settings.stored(), "output_spacing": self.output_spacing}
+
+    def fingerprint(self, stage: str, *extra: Any) -> str:
+        """Hash of all that shapes the result of ``stage`` except the number of steps."""
+        ids = {"autoencoder": _AUTOENCODER_IDS, "diffusion": _DIFFUSION_IDS}[stage]
+        configs = [_trainable_config(config_item(name)) for name in ids]
+        return content_hash([self.key, self.settings.of_stage(stage), self.settings.seed, configs, list(extra)])
+
+
+_AUTOENCODER_IDS = ("autoencoder_def", "autoencoder")
+_DIFFUSION_IDS = ("network_def", "noise_scheduler", "train")
+_NOT_SHAPING = ("handlers", "trainer", "logs", "dataloader")
+
+
+def _trainable_config(config: Any) -> Any:
+    """A stage's configuration without its handlers, engine and loader."""
+    return {k: v for k, v in config.items() if k not in _NOT_SHAPING} if isinstance(config, dict) else config
+
+
+class _PlainImage:
+    """Keeps the image alone, as a contiguous float tensor without metadata."""
+
+    def __init__(self) -> None:
+        self.to_tensor = EnsureType(dtype=torch.float32, track_meta=False)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        image = self.to_tensor(item["image"])
+        if not bool(torch.isfinite(image).all()):
+            raise UserError("volumes must hold finite values after preprocessing", str(item.get("subject")))
+        return {"image": image.contiguous()}
+
+
+def load_volumes(data: TrainingData, items: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """Preprocessed volumes (H, W, D) in [-1, 1] of list items, first channel."""
+    return [data.transform(dict(item))["image"][0].numpy() for item in items]

@@ -1,0 +1,48 @@
+"""Data: manifests, discovery, checks, reading and preprocessing of volumes."""
+
+from medical_diffusion.data.augmentation import RandomFlips, flip_variants
+from medical_diffusion.data.checks import Fault, VolumeHeader
+from medical_diffusion.data.datalist import DataList, build_datalist
+from medical_diffusion.data.discovery import VolumeFile, find_volumes
+from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
+from medical_diffusion.data.loader import StepLoader, StepSampler
+from medical_diffusion.data.manifest import Manifest, load_manifest
+from medical_diffusion.data.preprocessing import (
+    CenterCropOrPadd,
+    IntensityScaling,
+    ResizeVolumed,
+    ScaleToModelRanged,
+    resize_volume,
+)
+from medical_diffusion.data.reader import LoadVolumed, SimpleITKReader, load_volume, read_header
+from medical_diffusion.data.split import split_subjects
+from medical_diffusion.data.verify import VerificationReport, verify_dataset
+
+__all__ = [
+    "CenterCropOrPadd",
+    "DataList",
+    "Fault",
+    "IntensityScaling",
+    "LatentDataset",
+    "LoadVolumed",
+    "Manifest",
+    "RandomFlips",
+    "ResizeVolumed",
+    "ScaleToModelRanged",
+    "SimpleITKReader",
+    "StepLoader",
+    "StepSampler",
+    "VerificationReport",
+    "VolumeFile",
+    "VolumeHeader",
+    "build_datalist",
+    "find_volumes",
+    "flip_variants",
+    "load_manifest",
+    "load_volume",
+    "read_header",
+    "resize_volume",
+    "split_subjects",
+    "verify_dataset",
+    "weights_hash",
+]

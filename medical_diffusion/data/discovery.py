@@ -1,0 +1,274 @@
+"""Finding volumes below a folder: NIfTI, NRRD, MetaImage and DICOM series, each with its subject.
+
+Without a manifest the folder speaks for itself: hidden files are passed over, files below a folder named as labels or
+masks are left out, and the subject is the patient id (DICOM), the BIDS entity ``sub-*``, the sub-folder below the
+images, or the name of the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from medical_diffusion.data.checks import Fault, raise_faults
+from medical_diffusion.data.dicom import choose_series, is_dicom, scan_folder
+from medical_diffusion.data.manifest import Manifest, ManifestFile, inside
+from medical_diffusion.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+}
+_DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
+SUPPORTED = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM series in folders"
+#: A thousand series have a quarter of a million headers to read: from this many folders on a progress bar shows it.
+_FOLDERS_WITHOUT_PROGRESS = 20
+_LABEL_FOLDER = re.compile(r"(labels?|masks?|seg|segmentations?)(tr|ts)?", re.IGNORECASE)
+_CONTAINER_FOLDER = re.compile(r"(images?|volumes?)(tr|ts)?|train(ing)?|val(idation)?|test(ing)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """One volume: a file, or the folder of a DICOM series.
+
+    Attributes:
+        path: where it lies.
+        subject: id of the patient; volumes of one subject never cross a split.
+        kind: "nifti", "nrrd", "metaimage" or "dicom".
+        series_uid: which series of a DICOM folder, where the manifest chose one.
+        label: its label volume, where the manifest names one and the file is there.
+        split: "train", "validation" or "test" where the manifest fixes it.
+        sha256: expected checksum where the manifest states it.
+    """
+
+    path: Path
+    subject: str
+    kind: str
+    series_uid: str | None = None
+    label: Path | None = None
+    split: str | None = None
+    sha256: str | None = None
+
+
+def find_volumes(dataset_dir: str | Path, manifest: Manifest | None = None) -> list[VolumeFile]:
+    """All volumes below a folder, in the order of their paths.
+
+    Raises:
+        UserError: the folder is missing, empty or without a readable image; a DICOM folder holds several series; the
+            manifest names a file that is missing or lies outside.
+    """
+    volumes, faults = scan_volumes(dataset_dir, manifest)
+    raise_faults(faults, "every volume of the dataset must be found", "Correct the files or the manifest")
+    return volumes
+
+
+def scan_volumes(dataset_dir: str | Path, manifest: Manifest | None = None) -> tuple[list[VolumeFile], list[Fault]]:
+    """As ``find_volumes``, but faults of single files are returned beside the volumes that are fine.
+
+    Raises:
+        UserError: the folder is missing, empty or without any image; the manifest leads outside.
+    """
+    root = check_dataset_dir(dataset_dir)
+    if manifest is not None and manifest.files:
+        volumes, faults = _listed(root, manifest)
+    else:
+        volumes, faults = _searched(root, manifest)
+    volumes.sort(key=lambda v: (v.path.as_posix(), v.series_uid or ""))
+    if manifest is not None:
+        _compare_counts(manifest, volumes)
+    return volumes, faults
+
+
+def check_dataset_dir(dataset_dir: str | Path) -> Path:
+    """The folder, with ``~`` expanded.
+
+    Raises:
+        UserError: it is missing, a file, or empty.
+    """
+    root = Path(str(dataset_dir)).expanduser()
+    if not root.exists():
+        raise UserError("dataset_dir must be an existing folder", str(root), "Check the path")
+    if not root.is_dir():
+        raise UserError("dataset_dir must be a folder", f"the file {root}", "Pass the folder that holds the volumes")
+    if not any(root.iterdir()):
+        raise UserError("dataset_dir must not be empty", str(root), f"Put volumes there: {SUPPORTED}")
+    return root
+
+
+def kind_of(path: Path) -> str | None:
+    """Kind of a volume by the name of its file, or by the preamble for DICOM; ``None`` where it is no volume."""
+    name = path.name.lower()
+    for suffix, kind in _KINDS.items():
+        if name.endswith(suffix):
+            return kind
+    suffix = path.suffix.lower()
+    if suffix in _DICOM_SUFFIXES:
+        return "dicom"
+    if (suffix == "" or suffix[1:].isdigit()) and name != "dicomdir" and is_dicom(path):
+        return "dicom"
+    return None
+
+
+def stem_of(path: Path) -> str:
+    """Name of a file without its suffix, ``.nii.gz`` included."""
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def _searched(root: Path, manifest: Manifest | None) -> tuple[list[VolumeFile], list[Fault]]:
+    files = list(_walk(root))
+    kinds = {path: kind for path in files if (kind := kind_of(path)) is not None}
+    if not kinds:
+        suffixes = Counter("".join(path.suffixes[-2:]).lower() or "no suffix" for path in files).most_common(8)
+        found = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes) or "no files"
+        raise UserError("dataset_dir must hold readable images", f"{root} with {found}", f"Supported: {SUPPORTED}")
+    if manifest is None:
+        chosen = _without_labels(root, kinds)
+    else:
+        chosen = [path for path in kinds if manifest.matches(path.relative_to(root).as_posix())]
+        if not chosen:
+            example = next(iter(kinds)).relative_to(root).as_posix()
+            raise UserError(
+                f"dataset_dir must hold files of manifest {manifest.name}",
+                f"{root} with {len(kinds)} images such as {example}, none matching {', '.join(manifest.images)}",
+                "Pass the folder above or below, or omit --manifest",
+            )
+    modalities = manifest.dicom_modalities if manifest is not None else ()
+    volumes: list[VolumeFile] = []
+    faults: list[Fault] = []
+    folders = sorted({path.parent for path in chosen if kinds[path] == "dicom"})
+    places = [path for path in chosen if kinds[path] != "dicom"] + folders
+    silent = len(folders) < _FOLDERS_WITHOUT_PROGRESS
+    for place in tqdm(places, "Reading DICOM headers", unit="series", disable=silent):
+        try:
+            if place.is_dir():
+                if any(not modalities or series.modality in modalities for series in scan_folder(place)):
+                    volumes.append(_dicom_volume(root, place, manifest, modalities))
+            else:
+                volumes.append(_file_volume(root, place, kinds[place], manifest))
+        except UserError as error:
+            if manifest is not None and "inside dataset_dir" in error.rule:
+                raise
+            faults.append(Fault.from_error(place, error))
+    if not volumes and not faults:
+        wanted = f" of modality {', '.join(modalities)}" if modalities else ""
+        raise UserError(f"dataset_dir must hold image series{wanted}", str(root), f"Supported: {SUPPORTED}")
+    return volumes, faults
+
+
+def _file_volume(root: Path, path: Path, kind: str, manifest: Manifest | None) -> VolumeFile:
+    relative = path.relative_to(root).as_posix()
+    if manifest is None:
+        return VolumeFile(path, _subject_by_path(root, path), kind)
+    inside(root, relative)
+    subject = manifest.subject_of(relative)
+    label = None
+    if manifest.label is not None:
+        label = inside(root, manifest.label.format(stem=stem_of(path), subject=subject))
+        label = label if label.is_file() else None
+    return VolumeFile(path, _split_unit(manifest, subject, relative), kind, label=label)
+
+
+def _dicom_volume(root: Path, folder: Path, manifest: Manifest | None, modalities: tuple[str, ...]) -> VolumeFile:
+    relative = folder.relative_to(root).as_posix()
+    if manifest is not None:
+        inside(root, relative)
+    series = choose_series(folder, modalities=modalities)
+    uid = series.uid if len(scan_folder(folder)) > 1 else None
+    if manifest is None:
+        return VolumeFile(folder, series.patient_id or _subject_by_path(root, folder), "dicom", uid)
+    subject = _split_unit(manifest, manifest.subject_of(f"{relative}/"), relative)
+    return VolumeFile(folder, subject, "dicom", uid)
+
+
+def _split_unit(manifest: Manifest, subject: str, relative: str) -> str:
+    return subject if manifest.split.by == "patient" else relative
+
+
+def _listed(root: Path, manifest: Manifest) -> tuple[list[VolumeFile], list[Fault]]:
+    volumes: list[VolumeFile] = []
+    faults: list[Fault] = []
+    for entry in manifest.files:
+        path = inside(root, entry.path)
+        label = inside(root, entry.label) if entry.label else None
+        for needed in filter(None, (path, label)):
+            if not needed.exists():
+                faults.append(Fault(needed, "a file that the manifest names must exist", "no such file", "Fetch it"))
+        if path.exists():
+            try:
+                volumes.append(_listed_volume(path, label, entry, manifest))
+            except UserError as error:
+                faults.append(Fault.from_error(path, error))
+    return volumes, faults
+
+
+def _listed_volume(path: Path, label: Path | None, entry: ManifestFile, manifest: Manifest) -> VolumeFile:
+    kind = "dicom" if path.is_dir() else kind_of(path)
+    if kind is None:
+        raise UserError("a file that the manifest names must be an image", str(path), f"Supported: {SUPPORTED}")
+    if path.is_dir():
+        if entry.sha256:
+            raise UserError("sha256 in a manifest belongs to a file", str(path), "Remove it from this DICOM folder")
+        choose_series(path, entry.series_uid, () if entry.series_uid else manifest.dicom_modalities)
+    subject = entry.subject or _split_unit(manifest, manifest.subject_of(entry.path), entry.path)
+    return VolumeFile(path, subject, kind, entry.series_uid, label, entry.split, entry.sha256)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below a folder that are not hidden, sorted; links are followed, each real folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
+    labels = [p for p in kinds if any(_LABEL_FOLDER.fullmatch(part) for part in p.relative_to(root).parts[:-1])]
+    if not labels:
+        return list(kinds)
+    images = sorted(set(kinds) - set(labels))
+    folders = sorted({p.parent.relative_to(root).as_posix() for p in labels})
+    shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+    if not images:
+        raise UserError(
+            "dataset_dir must hold images beside its labels",
+            f"{root} with images in {shown} only",
+            "To train on label maps themselves pass that folder as dataset_dir",
+        )
+    logger.info("Taking %d images of %s; %d files in %s are labels and left out", len(images), root, len(labels), shown)
+    return images
+
+
+def _subject_by_path(root: Path, path: Path) -> str:
+    relative = path.relative_to(root)
+    bids = re.search(r"(?:^|/)(sub-[A-Za-z0-9]+)", relative.as_posix())
+    if bids:
+        return bids.group(1)
+    folders = [part for part in relative.parts[:-1] if not _CONTAINER_FOLDER.fullmatch(part)]
+    if folders:
+        return folders[0]
+    return stem_of(path) if path != root else root.name
+
+
+def _compare_counts(manifest: Manifest, volumes: list[VolumeFile]) -> None:
+    found = {"subjects": len({v.subject for v in volumes}), "volumes": len(volumes)}
+    for noun, stated in manifest.counts.items():
+        if found[noun] != stated:
+            logger.warning("Manifest %s states %d %s, found %d", manifest.name, stated, noun, found[noun])

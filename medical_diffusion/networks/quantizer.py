@@ -1,0 +1,263 @@
+"""Vector quantisation with a codebook that follows the data by exponential moving averages (van den Oord et al. 2017,
+appendix A.1, with restarts of unused codes as in Dhariwal et al. 2020).
+
+Each latent vector h is replaced by its nearest code e_k; the gradient passes straight through. With n_k tokens assigned
+to code k in a batch and s_k their sum,
+
+    N_k ← γ N_k + (1 - γ) n_k,    S_k ← γ S_k + (1 - γ) s_k,    e_k = S_k / N_k,
+
+and the encoder is drawn to its codes by the commitment loss β·mean‖h - e_k‖².
+
+*Start.* Codes are sampled tokens of the first ``init_batches`` training batches; how many are filled is a buffer, so a
+resumed run never starts over. Until then the search sees the filled codes only.
+
+*Restarts.* A code whose N_k falls below a threshold is moved to a token of the current batch. With T tokens a batch and
+K codes, even perfectly uniform use gives N_k = T/K: a threshold of 1 would restart most codes at every step when there
+are more codes than tokens. The threshold is therefore ``restart_threshold`` or a quarter of uniform use, whichever is
+smaller, and a new code starts at four times the threshold: without a single token it lives ln 4 / (1 - γ) steps
+(139 at γ = 0.99), so at most that fraction of the codes can be fresh noise. N_k of a fresh code says nothing about its
+use, so use has its own average (``usage``), which starts at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medical_diffusion.errors import UserError
+
+#: distances held at once by the search; 4 Mi float32 numbers stay in the last-level cache of a CPU
+MAX_DISTANCES = 2**22
+#: codes per group in the two-level argmin: a vectorised minimum first, an index search in one group only then
+GROUP = 128
+
+
+class BottleneckOutput(NamedTuple):
+    """What a bottleneck returns.
+
+    Attributes:
+        latents: (B, C, h, w, d), what the decoder receives; its gradient reaches the encoder.
+        loss: scalar, the bottleneck's own term of the training loss, weight included (commitment loss).
+        indices: (B, h, w, d) int64, the code of each position.
+        codes_used: scalar, different codes in this batch, over all processes when training.
+        perplexity: scalar, exp of the entropy of the codes in this batch.
+    """
+
+    latents: Tensor
+    loss: Tensor
+    indices: Tensor
+    codes_used: Tensor
+    perplexity: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code bottleneck: (B, code_dim, h, w, d) → :class:`BottleneckOutput`.
+
+    In training mode each call updates the codebook once, after the search; in evaluation mode nothing changes. Under
+    ``torch.distributed`` counts and sums are added over the processes and new codes come from rank 0, so all ranks hold
+    the same codebook. All statistics are float32 buffers.
+
+    Args:
+        num_codes: K, size of the codebook (paper: 16384).
+        code_dim: channels of a latent vector (paper: 8).
+        decay: γ of the moving averages, in (0, 1).
+        commitment_weight: β, factor of the commitment loss.
+        restart_threshold: tokens a batch, as moving average, under which a code is restarted; 0 turns restarts off.
+        init_batches: training batches over which the first codes are sampled.
+
+    Raises:
+        UserError: an option out of range; in the call, a tensor with other channels.
+    """
+
+    codebook: Tensor
+    ema_counts: Tensor
+    ema_sums: Tensor
+    usage: Tensor
+    codes_initialised: Tensor
+
+    def __init__(
+        self,
+        num_codes: int = 16384,
+        code_dim: int = 8,
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        restart_threshold: float = 1.0,
+        init_batches: int = 8,
+    ) -> None:
+        super().__init__()
+        for name, number in (("num_codes", num_codes), ("code_dim", code_dim), ("init_batches", init_batches)):
+            if isinstance(number, bool) or int(number) != number or number < 1:
+                raise UserError(f"{name} must be a positive whole number", number)
+        if not 0 < decay < 1:
+            raise UserError("decay must lie between 0 and 1", decay, "The paper uses 0.99")
+        for name, value in (("commitment_weight", commitment_weight), ("restart_threshold", restart_threshold)):
+            if value < 0:
+                raise UserError(f"{name} must not be negative", value)
+        self.num_codes, self.code_dim, self.decay = int(num_codes), int(code_dim), decay
+        self.commitment_weight, self.restart_threshold = commitment_weight, restart_threshold
+        self.init_batches = int(init_batches)
+        self.register_buffer("codebook", torch.zeros(self.num_codes, self.code_dim))
+        self.register_buffer("ema_counts", torch.zeros(self.num_codes))
+        self.register_buffer("ema_sums", torch.zeros(self.num_codes, self.code_dim))
+        self.register_buffer("usage", torch.zeros(self.num_codes))
+        self.register_buffer("codes_initialised", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, h: Tensor) -> BottleneckOutput:
+        tokens = self._tokens(h)
+        with torch.autocast(h.device.type, enabled=False):
+            tokens = tokens.float()
+            flat = tokens.detach().reshape(-1, self.code_dim)
+            if self.training:
+                self._initialise(flat)
+            indices = self.nearest_codes(flat)
+            codes = F.embedding(indices, self.codebook).view(tokens.shape)
+            loss = self.commitment_weight * F.mse_loss(tokens, codes)
+            latents = tokens + (codes - tokens).detach()
+            counts = self._count(indices)
+            if self.training:
+                self._update(flat, indices, counts)
+        return BottleneckOutput(
+            latents=latents.to(h.dtype).movedim(-1, 1),
+            loss=loss,
+            indices=indices.view(tokens.shape[:-1]),
+            codes_used=(counts > 0).sum(),
+            perplexity=_perplexity(counts),
+        )
+
+    def quantize(self, h: Tensor) -> Tensor:
+        """Nearest code of each position: (B, code_dim, h, w, d) → the same shape; no gradient, no update."""
+        tokens = self._tokens(h).detach()
+        indices = self.nearest_codes(tokens.reshape(-1, self.code_dim).float())
+        return F.embedding(indices, self.codebook).view(tokens.shape).to(h.dtype).movedim(-1, 1)
+
+    @torch.no_grad()
+    def nearest_codes(self, tokens: Tensor) -> Tensor:
+        """Index of the nearest code (Euclidean; the lowest index on a tie): (T, code_dim) float32 → (T,) int64.
+
+        ‖h - e‖² orders the codes as ‖e‖²/2 - h·e does, which is one matrix product. It runs in chunks of tokens, so
+        memory never grows with tokens × codes.
+
+        Raises:
+            UserError: no code has been initialised.
+        """
+        filled = int(self.codes_initialised)
+        if filled == 0:
+            raise UserError(
+                "the codebook must be initialised before latents are quantised",
+                "an untrained codebook",
+                "Train at least one batch, or load a trained checkpoint",
+            )
+        codes = self.codebook[:filled]
+        half_norms = codes.square().sum(1) / 2
+        padding = -filled % GROUP
+        if padding:  # a code at infinite distance never wins
+            codes = F.pad(codes, (0, 0, 0, padding))
+            half_norms = F.pad(half_norms, (0, padding), value=math.inf)
+        chunk = max(1, MAX_DISTANCES // len(codes))
+        indices = [_grouped_argmin(torch.addmm(half_norms, t, codes.T, alpha=-1)) for t in tokens.split(chunk)]
+        return torch.cat(indices)
+
+    def active_codes(self) -> Tensor:
+        """Mask (num_codes,) of the codes in use: those that had a token within the last 1 / (1 - decay) batches."""
+        return self.usage > (1 - self.decay) * self.decay ** (1 / (1 - self.decay))
+
+    def perplexity(self) -> Tensor:
+        """exp of the entropy of the running use of the codes: a scalar between 1 and num_codes."""
+        return _perplexity(self.usage)
+
+    def code_range(self) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum over the codes in use (over all initialised codes if none is): two scalars."""
+        active = self.active_codes()
+        codes = self.codebook[active] if bool(active.any()) else self.codebook[: int(self.codes_initialised)]
+        if not len(codes):
+            raise UserError("the codebook must be initialised before its range is known", "an untrained codebook")
+        return codes.min(), codes.max()
+
+    def _tokens(self, h: Tensor) -> Tensor:
+        if h.dim() < 3 or h.shape[1] != self.code_dim:
+            raise UserError(f"latents must be (B, {self.code_dim}, h, w, d)", tuple(h.shape))
+        return h.movedim(1, -1)
+
+    def _count(self, indices: Tensor) -> Tensor:
+        counts = torch.bincount(indices, minlength=self.num_codes).float()
+        if self.training and _is_distributed():
+            dist.all_reduce(counts)
+        return counts
+
+    @torch.no_grad()
+    def _initialise(self, tokens: Tensor) -> None:
+        """Fill the next share of the codebook with tokens of this batch, until it is full."""
+        filled = int(self.codes_initialised)
+        share = min(self.num_codes - filled, len(tokens), -(-self.num_codes // self.init_batches))
+        if share == 0:
+            return
+        chosen = tokens[torch.randperm(len(tokens), device=tokens.device)[:share]]
+        _broadcast(chosen)
+        new = slice(filled, filled + share)
+        start = self._start_count(len(tokens) * (dist.get_world_size() if _is_distributed() else 1))
+        self.codebook[new] = chosen
+        self.ema_counts[new] = start
+        self.ema_sums[new] = chosen * start
+        self.codes_initialised += share
+
+    @torch.no_grad()
+    def _update(self, tokens: Tensor, indices: Tensor, counts: Tensor) -> None:
+        """One step of the moving averages, then restarts; ``counts`` are those of all processes."""
+        sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, tokens)
+        if _is_distributed():
+            dist.all_reduce(sums)
+        for average, value in ((self.ema_counts, counts), (self.ema_sums, sums), (self.usage, counts)):
+            average.lerp_(value, 1 - self.decay)
+        # an unused code keeps its place; its averages shrink together until the division is no longer safe
+        alive = self.ema_counts > torch.finfo(torch.float32).tiny / self.decay
+        means = self.ema_sums / self.ema_counts.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        self.codebook.copy_(torch.where(alive.unsqueeze(1), means, self.codebook))
+        if self.restart_threshold > 0:
+            self._restart(tokens, int(counts.sum()))
+
+    def _restart(self, tokens: Tensor, total: int) -> None:
+        """Move each unused code to another token of this batch."""
+        start = self._start_count(total)
+        dead = self.ema_counts < start / 4
+        dead[int(self.codes_initialised) :] = False
+        if not bool(dead.any()):
+            return
+        order = torch.randperm(len(tokens), device=tokens.device)
+        chosen = tokens[order[torch.arange(int(dead.sum()), device=tokens.device) % len(tokens)]]
+        _broadcast(chosen)
+        self.codebook[dead] = chosen
+        self.ema_counts[dead] = start
+        self.ema_sums[dead] = chosen * start
+        self.usage[dead] = 0
+
+    def _start_count(self, total: int) -> float:
+        """N_k of a new code, four times the restart threshold at ``total`` tokens a batch."""
+        uniform = total / self.num_codes
+        return min(4 * self.restart_threshold, uniform) if self.restart_threshold > 0 else uniform
+
+
+def _grouped_argmin(distances: Tensor) -> Tensor:
+    """argmin over the last axis, whose length is a multiple of GROUP, several times faster than torch.argmin on CPU."""
+    groups = distances.view(len(distances), -1, GROUP)
+    best = groups.amin(-1).argmin(1)
+    inner = groups[torch.arange(len(groups), device=groups.device), best].argmin(1)
+    return best * GROUP + inner
+
+
+def _perplexity(counts: Tensor) -> Tensor:
+    probabilities = counts / counts.sum().clamp_min(torch.finfo(counts.dtype).tiny)
+    return torch.special.entr(probabilities).sum().exp()
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _broadcast(tensor: Tensor) -> None:
+    if _is_distributed():
+        dist.broadcast(tensor, src=0)

@@ -1,0 +1,133 @@
+"""Building blocks of the diffusion UNet: timestep embedding, residual block, resampling, and one resolution level.
+
+All act on slices folded into the batch, ``((d b), c, h, w)``, depth outermost. The size of a plane is halved upwards,
+``ceil(n / 2)``, so that odd planes and axes of size 1 need no special case: an axis of size 1 stays what it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medical_diffusion.networks.attention import DepthAttention, DepthPositions, SpatialAttention, SpatialKind
+
+# oneDNN takes 2 to 3 times as long as one matrix product for planes of at most this many positions
+MATRIX_PLANE_POSITIONS = 4
+
+
+class TimestepEmbedding(nn.Sequential):
+    """Sinusoids of the timestep, frequencies 1 to 1/10000 (Ho et al., "DDPM", 2020, appendix B), then a small MLP."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.width = width
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Map timesteps (b,), whole or not, to (b, channels)."""
+        half = self.width // 2
+        frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=timesteps.device))
+        angles = timesteps[:, None].float() * frequencies
+        return super().forward(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class SliceConv(nn.Conv2d):
+    """3 x 3 convolution inside slices, "same" size."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, in_channels, h, w) to (n, out_channels, h, w)."""
+        height, width = x.shape[2:]
+        if x.device.type != "cpu" or height * width > MATRIX_PLANE_POSITIONS:
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        windows = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(torch.cat(windows, dim=-1), weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """``skip(x) + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))``, scale and shift from the embedding.
+
+    Adaptive group normalisation of Dhariwal and Nichol ("Diffusion Models Beat GANs", 2021, equation 6). Statistics
+    belong to one slice, so that nothing but depth attention connects slices. A new block passes ``skip(x)``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(norm_groups, in_channels)
+        self.conv_in = SliceConv(in_channels, out_channels)
+        self.scale_shift = nn.Linear(embedding_channels, 2 * out_channels)
+        self.norm_out = nn.GroupNorm(norm_groups, out_channels, affine=False)
+        self.conv_out = SliceConv(out_channels, out_channels)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map ((d b), in_channels, h, w) and an activated embedding (b, e) to ((d b), out_channels, h, w)."""
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        per_slice = self.scale_shift(embedding).repeat(len(x) // len(embedding), 1)
+        scale, shift = per_slice[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        return self.skip(x) + self.conv_out(h)
+
+
+class Downsample(nn.Conv2d):
+    """4 x 4 convolution, stride 2, inside slices: ``n`` to ``ceil(n / 2)`` along each axis of the plane."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        return super().forward(x)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """4 x 4 transposed convolution, stride 2, inside slices; cropped to the plane that was halved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, x: Tensor, plane: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[:, :, : plane[0], : plane[1]]
+
+
+class UNetLevel(nn.Module):
+    """Two residual blocks, spatial attention, depth attention: one resolution on the way down, in the middle or up."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        norm_groups: int,
+        num_heads: int,
+        head_channels: int,
+        spatial_attention: SpatialKind,
+        depth_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels, out_channels, embedding_channels, norm_groups)
+            for channels in (in_channels, out_channels)
+        )
+        self.spatial_attention = SpatialAttention(out_channels, num_heads, head_channels, spatial_attention)
+        self.depth_attention = DepthAttention(out_channels, num_heads, head_channels) if depth_attention else None
+
+    def forward(self, x: Tensor, embedding: Tensor, positions: DepthPositions | None) -> Tensor:
+        """Map ((d b), in_channels, h, w) to ((d b), out_channels, h, w); no depth attention without ``positions``."""
+        for block in self.blocks:
+            x = block(x, embedding)
+        x = self.spatial_attention(x)
+        if self.depth_attention is not None and positions is not None:
+            x = self.depth_attention(x, positions)
+        return x

@@ -1,0 +1,110 @@
+"""Pictures of volumes: central slices of three planes in a labelled grid, as RGB arrays and PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medical_diffusion.files import write_atomically
+
+LABEL_HEIGHT = 18
+GAP = 3
+SMALLEST_TILE = 128
+MARGIN_GREY = 24
+TEXT_GREY = 220
+
+
+def to_grey(volume: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values in [low, high] as bytes 0 to 255."""
+    scaled = (np.asarray(volume, dtype=np.float32) - low) / max(high - low, 1e-12)
+    return (np.clip(np.nan_to_num(scaled), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def planes(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> list[np.ndarray]:
+    """Central axial, coronal and sagittal slices of a RAS+ volume as a radiologist holds them (one for depth 1).
+
+    Args:
+        volume: (H, W, D) with axes running right, anterior, superior.
+        spacing: millimetres per voxel; slices are stretched to square pixels.
+
+    Returns:
+        two-dimensional arrays; the patient's right is on the left, anterior (or superior) on top.
+    """
+    h, w, d = volume.shape
+    axial = _upright(volume[:, :, d // 2], spacing[0], spacing[1])
+    if d == 1:
+        return [axial]
+    coronal = _upright(volume[:, w // 2, :], spacing[0], spacing[2])
+    sagittal = _upright(volume[h // 2, :, :], spacing[1], spacing[2], flip=True)
+    return [axial, coronal, sagittal]
+
+
+def _upright(plane: np.ndarray, across: float, up: float, flip: bool = True) -> np.ndarray:
+    picture = plane.T[::-1]
+    picture = picture[:, ::-1] if flip else picture
+    small = min(across, up)
+    rows = max(1, round(picture.shape[0] * up / small))
+    columns = max(1, round(picture.shape[1] * across / small))
+    row_index = np.minimum((np.arange(rows) + 0.5) * picture.shape[0] / rows, picture.shape[0] - 1).astype(int)
+    column_index = np.minimum((np.arange(columns) + 0.5) * picture.shape[1] / columns, picture.shape[1] - 1).astype(int)
+    return picture[row_index][:, column_index]
+
+
+def volume_grid(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
+    value_range: tuple[float, float],
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> np.ndarray:
+    """A labelled picture with one band per row of volumes.
+
+    Args:
+        rows: (label, volumes (H, W, D)); the planes of each volume stand below one another.
+        value_range: values shown as black and white.
+        spacing: millimetres per voxel.
+
+    Returns:
+        RGB bytes (height, width, 3).
+    """
+    bands: list[np.ndarray] = []
+    for label, volumes in rows:
+        columns = [[to_grey(p, *value_range) for p in planes(np.asarray(v), spacing)] for v in volumes]
+        tiles = [[_enlarge(p) for p in column] for column in columns]
+        bands.append(_band(label, tiles))
+    width = max(band.shape[1] for band in bands)
+    padded = [np.pad(b, ((0, 0), (0, width - b.shape[1]), (0, 0)), constant_values=MARGIN_GREY) for b in bands]
+    return np.concatenate(padded, axis=0)
+
+
+def _enlarge(plane: np.ndarray) -> np.ndarray:
+    """Whole-number enlargement, so that voxels stay what they are."""
+    factor = max(1, -(-SMALLEST_TILE // max(plane.shape)))
+    return plane.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _band(label: str, tiles: list[list[np.ndarray]]) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    tile_rows = len(tiles[0])
+    heights = [max(column[r].shape[0] for column in tiles) for r in range(tile_rows)]
+    widths = [max(tile.shape[1] for tile in column) for column in tiles]
+    height = LABEL_HEIGHT + sum(heights) + GAP * tile_rows
+    canvas = np.full((height, max(sum(widths) + GAP * len(widths), 7 * len(label) + 12)), MARGIN_GREY, dtype=np.uint8)
+    x = 0
+    for column, width in zip(tiles, widths, strict=True):
+        y = LABEL_HEIGHT
+        for tile, row_height in zip(column, heights, strict=True):
+            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            y += row_height + GAP
+        x += width + GAP
+    picture = Image.fromarray(canvas).convert("RGB")
+    ImageDraw.Draw(picture).text((4, 3), label, fill=(TEXT_GREY,) * 3)
+    return np.asarray(picture)
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> Path:
+    """Write an RGB or grey byte array as PNG."""
+    from PIL import Image
+
+    return write_atomically(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))

@@ -1,0 +1,125 @@
+"""Seeds to volumes: noise by seed, reverse diffusion on latents, decoding. One generator a seed: no sample depends on
+its batch (the idea of EDM2's image generation, Karras et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.engines import Evaluator
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from medical_diffusion.synthesis.writer import SampleWriter
+
+
+class SeedDataset(Dataset):
+    """The seeds still to be drawn.
+
+    Args:
+        data: seeds.
+        is_written: tells which of them are done already.
+    """
+
+    def __init__(self, data: Sequence[int], is_written: Callable[[int], bool] | None = None) -> None:
+        self.seeds = [seed for seed in data if is_written is None or not is_written(seed)]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> int:
+        return self.seeds[index]
+
+
+class LatentSampler(Inferer):
+    """Draws volumes by seed.
+
+    Args:
+        autoencoder: decodes whitened latents with ``decode_latents``.
+        sampler: reverse diffusion with ``sample(model, noise, ...)``.
+        latent_shape: (channels, h, w, d).
+        num_steps: steps of the sampler; None takes all that it was trained with.
+        amp: ``"none"``, or ``"bfloat16"`` or ``"float16"`` for the denoising network; decoding is in float32.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        sampler: Any,
+        latent_shape: Sequence[int],
+        num_steps: int | None = None,
+        amp: str = "none",
+    ) -> None:
+        self.autoencoder, self.sampler, self.latent_shape = autoencoder, sampler, tuple(latent_shape)
+        self.num_steps = num_steps
+        self.amp_dtype = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self, inputs: Sequence[int], network: nn.Module, progress: Callable[[Any], Any] | None = None
+    ) -> Tensor:
+        """Volumes (B, C, H, W, D) in [-1, 1] for the seeds ``inputs``, by the denoising ``network``."""
+        network.eval()
+        self.autoencoder.eval()
+        device = next(network.parameters()).device
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in inputs]
+        # the first draw of each generator is the initial noise, the following ones are the sampler's
+        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators]).to(device)
+        with torch.autocast(device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            latents = self.sampler.sample(
+                network, noise, num_steps=self.num_steps, generators=generators, progress=progress
+            )
+        volumes = [self.autoencoder.decode_latents(z[None].float())[0] for z in latents]  # type: ignore[operator]
+        return torch.stack(volumes).float().clamp(-1.0, 1.0)
+
+
+class SynthesisEvaluator(Evaluator):
+    """MONAI engine that draws and writes volumes batch by batch.
+
+    Args:
+        device: where to compute.
+        val_data_loader: loader of seeds.
+        network: the denoising network.
+        inferer: a :class:`LatentSampler`.
+        writer: writes each volume as soon as it is drawn, so that an interrupted run continues.
+        val_handlers: MONAI or ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        val_data_loader: DataLoader,
+        network: nn.Module,
+        inferer: LatentSampler,
+        writer: SampleWriter,
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device), val_data_loader=val_data_loader, decollate=False, val_handlers=val_handlers
+        )
+        self.network, self.inferer, self.writer = network, inferer, writer
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Draw every seed of the loader; does nothing when all are written."""
+        total = len(self.data_loader.dataset)  # type: ignore[union-attr]
+        if total == 0:
+            return
+        self.network.to(self.state.device)
+        self.inferer.autoencoder.to(self.state.device)
+        with tqdm(total=total, desc="sampling", unit="volume") as self._bar:
+            super().run(global_epoch)
+
+    def _iteration(self, engine: Any, batchdata: Tensor) -> dict[str, Tensor]:
+        seeds = [int(seed) for seed in batchdata]
+
+        def steps(timesteps: Any) -> Any:
+            return tqdm(timesteps, desc=f"seeds {seeds[0]} to {seeds[-1]}", unit="step", leave=False)
+
+        volumes = self.inferer(seeds, self.network, progress=steps)
+        for seed, volume in zip(seeds, volumes, strict=True):
+            self.writer.write(seed, volume)
+        self._bar.update(len(seeds))
+        return {"image": volumes}

@@ -1,0 +1,172 @@
+"""The engine of both stages: a MONAI trainer that counts steps, resumes where it was and stops without losing work.
+
+One engine epoch is the whole run of ``epoch_length`` steps. Every step's random numbers come from (seed, step, rank),
+so a run that was killed and resumed takes the same path as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from torch import Tensor
+
+from medical_diffusion.data.loader import StepLoader
+from medical_diffusion.errors import UserError
+from medical_diffusion.training.checkpoint import Progress, StageCheckpoint, TrainableStep
+from medical_diffusion.training.distributed import is_main_process
+
+logger = logging.getLogger(__name__)
+
+FINITE_CHECK_INTERVAL = 10
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step of one process."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+
+
+class StepTrainer(Trainer):
+    """Runs a :class:`TrainableStep` over a :class:`StepLoader`.
+
+    Args:
+        device: where the step computes.
+        step: what is trained.
+        train_data_loader: endless loader whose items hold ``image``.
+        epoch_length: number of steps of the run.
+        max_epochs: passes over ``epoch_length`` steps; the run's length is their product.
+        checkpoint: files of the stage.
+        checkpoint_interval: seconds between two resumable states.
+        seed: of the random numbers of every step.
+        augmentation: applied to each batch on the device.
+        on_finish: called once with the step after the last one, before the final weights are written.
+        train_handlers: MONAI or ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        step: TrainableStep,
+        train_data_loader: StepLoader,
+        epoch_length: int,
+        checkpoint: StageCheckpoint,
+        max_epochs: int = 1,
+        checkpoint_interval: float = 300.0,
+        seed: int = 0,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
+        on_finish: Callable[[], None] | None = None,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            decollate=False,
+        )
+        self.step, self.checkpoint, self.checkpoint_interval = step, checkpoint, checkpoint_interval
+        self.augmentation, self.on_finish = augmentation, on_finish
+        self.state.seed = seed
+        self.progress = Progress()
+        self._signal: int | None = None
+        self._saved_at = 0.0
+        self._handlers = list(train_handlers or [])
+
+    @property
+    def total_steps(self) -> int:
+        return self.state.epoch_length * self.state.max_epochs
+
+    def run(self) -> None:
+        """Train what is missing: everything, the rest of an interrupted run, or nothing.
+
+        Raises:
+            UserError: the loss is not finite.
+            SystemExit: with status 128 + signal after Ctrl-C or SIGTERM, once the state is saved.
+        """
+        self.progress = self.checkpoint.restore(self.step)
+        done, total, stage = self.progress.step, self.total_steps, self.checkpoint.stage
+        if done >= total:
+            logger.info("%s: finished before (%d steps) and unchanged, skipped", stage, done)
+            return
+        if done:
+            logger.info("%s: continuing at step %d of %d", stage, done, total)
+        self.add_event_handler(Events.ITERATION_COMPLETED, _check_loss)
+        self._register_handlers(self._handlers)
+        self.add_event_handler(Events.ITERATION_COMPLETED, _save_when_due)
+        self.data_loader.start_at(done)
+        self.state.iteration, self.state.epoch = done, done // self.state.epoch_length
+        self._saved_at = time.monotonic()
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            super().run()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        self.progress.step = self.state.iteration
+        if self._signal is not None:
+            self.checkpoint.save(self.step, self.progress)
+            logger.warning(
+                "%s: stopped at step %d of %d; the same command continues there", stage, self.progress.step, total
+            )
+            raise SystemExit(128 + self._signal)
+        if self.on_finish is not None:
+            self.on_finish()
+        self.checkpoint.finish(self.step, self.progress)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        index = engine.state.iteration - 1
+        seed_step(engine.state.seed, index, engine.state.rank)
+        images = torch.as_tensor(batchdata["image"]).to(engine.state.device, non_blocking=True)
+        images = images.contiguous(memory_format=torch.channels_last_3d)
+        if self.augmentation is not None:
+            images = self.augmentation(images)
+        return self.step(images, index)
+
+    def record_validation(self, figure: float) -> None:
+        """Keep the weights if ``figure`` (lower is better) is the best so far."""
+        if self.progress.best is None or figure < self.progress.best:
+            self.progress.best, self.progress.step = figure, self.state.iteration
+            self.checkpoint.save_best(self.step, self.progress)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signal = number
+        self.terminate()
+
+
+def _check_loss(engine: StepTrainer) -> None:
+    """Runs before validation and saving, so that a broken state never replaces a good one."""
+    step = engine.state.iteration
+    if step % FINITE_CHECK_INTERVAL and step < engine.total_steps and engine.state.device.type != "cpu":
+        return
+    loss = float(engine.state.output["loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss of stage '{engine.checkpoint.stage}' must stay finite",
+            f"{loss} at step {step}",
+            "The last checkpoint is kept. Try a lower learning rate, a longer discriminator warm-up or --amp false, "
+            "and look for outliers in the data with: python -m medical_diffusion data verify",
+        )
+
+
+def _save_when_due(engine: StepTrainer) -> None:
+    due = _agreed(time.monotonic() - engine._saved_at >= engine.checkpoint_interval, engine.state.device)
+    if due and engine.state.iteration < engine.total_steps and math.isfinite(float(engine.state.output["loss"])):
+        engine.progress.step = engine.state.iteration
+        engine.checkpoint.save(engine.step, engine.progress)
+        engine._saved_at = time.monotonic()
+
+
+def _agreed(due: bool, device: torch.device) -> bool:
+    """The main process's clock decides for all, so that all ranks check and save at the same step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return due
+    flag = torch.tensor([int(due and is_main_process())], device=device)
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag.item())

@@ -1,0 +1,221 @@
+"""Autoencoder and its building blocks: sizes, parameters, memory format, depth 1, gradients, whitening."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.networks import Autoencoder, VectorQuantizer
+from medical_diffusion.networks.blocks import NormActConv, ResidualBlock
+from medical_diffusion.networks.conv import Convolution, TransposedConvolution, channels_last, replicate_pad
+
+
+def small(image_size: tuple[int, int, int] = (16, 16, 16), **options: object) -> Autoencoder:
+    options = {"channels": 8, "bottleneck": VectorQuantizer(64, 8, init_batches=1), **options}
+    return Autoencoder(image_size, **options)  # type: ignore[arg-type]
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts_are_the_papers() -> None:
+    network = Autoencoder(64, compression=4)
+    assert parameters(network.encoder) == 442_088
+    assert parameters(network.decoder) == 948_865
+
+
+SIZES = [
+    ((16, 16, 16), 4, (4, 4, 4)),
+    ((16, 16, 16), 2, (8, 8, 8)),
+    ((24, 16, 8), (4, 4, 2), (6, 4, 4)),
+    ((16, 24, 5), (4, 2, 1), (4, 12, 5)),
+    ((16, 24, 1), 4, (4, 6, 1)),
+    ((1, 16, 8), 2, (1, 8, 4)),
+    ((9, 7, 5), 1, (9, 7, 5)),
+]
+
+
+@pytest.mark.parametrize(("image_size", "compression", "latent"), SIZES)
+def test_shapes(image_size: tuple[int, int, int], compression: int, latent: tuple[int, int, int]) -> None:
+    network = small(image_size, compression=compression)
+    x = torch.randn(2, 1, *image_size)
+    assert network.latent_size == latent
+    h = network.encode(x)
+    assert h.shape == (2, 8, *latent)
+    assert network.decode(h).shape == x.shape
+    reconstruction, bottleneck = network.reconstruct(x)
+    assert reconstruction.shape == network(x).shape == x.shape
+    assert bottleneck.indices.shape == (2, *latent)
+
+
+@pytest.mark.parametrize(("image_size", "compression", "latent"), SIZES)
+def test_every_parameter_gets_a_gradient(
+    image_size: tuple[int, int, int], compression: int, latent: tuple[int, int, int]
+) -> None:
+    network = small(image_size, compression=compression)
+    reconstruction, bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
+    (reconstruction.square().mean() + bottleneck.loss).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("image_size", [(16, 16, 16), (16, 16, 1)])
+def test_maps_stay_channels_last(image_size: tuple[int, int, int]) -> None:
+    network, checked = small(image_size), []
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert output.is_contiguous(memory_format=torch.channels_last_3d), module
+        assert output.shape[1] == 1 or output.stride(1) == 1, module
+        checked.append(module)
+
+    for module in network.modules():
+        if isinstance(module, Convolution | TransposedConvolution | ResidualBlock | NormActConv):
+            module.register_forward_hook(check)
+    network(torch.randn(2, 1, *image_size))
+    assert len(checked) >= 20
+
+
+@pytest.mark.parametrize("padding_mode", ["replicate", "zeros"])
+@pytest.mark.parametrize("size", [(7, 6, 5), (7, 6, 1), (7, 1, 4), (1, 1, 1)])
+def test_norm_act_conv_equals_its_plain_form(size: tuple[int, int, int], padding_mode: str) -> None:
+    """Value and every gradient, in float64, of the block that recomputes its activations."""
+    block = NormActConv(size, 8, 4, 2, padding_mode=padding_mode).double()  # type: ignore[arg-type]
+    nn.init.normal_(block.norm.weight)
+    nn.init.normal_(block.norm.bias)
+    x = torch.randn(2, 8, *size, dtype=torch.double, requires_grad=True)
+    border = [int(n > 1) for n in size]
+    h = F.silu(block.norm(x))
+    if padding_mode == "replicate":
+        plain = F.conv3d(replicate_pad(h, border), block.conv.weight, block.conv.bias)
+    else:
+        plain = F.conv3d(h, block.conv.weight, block.conv.bias, padding=border)
+    fused = block(x)
+    torch.testing.assert_close(fused, plain)
+    leaves, cotangent = (x, *block.parameters()), torch.randn_like(plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(fused, leaves, cotangent), torch.autograd.grad(plain, leaves, cotangent)
+    )
+
+
+def test_replicate_pad_repeats_the_border() -> None:
+    x = torch.arange(6.0).view(1, 1, 2, 3, 1)
+    rows = [[0, 0, 1, 2, 2], [0, 0, 1, 2, 2], [3, 3, 4, 5, 5], [3, 3, 4, 5, 5]]
+    assert replicate_pad(x, (1, 1, 0))[0, 0, :, :, 0].tolist() == rows
+
+
+def test_one_channel_is_laid_out_channels_last() -> None:
+    x = channels_last(torch.randn(2, 1, 4, 5, 6))
+    assert x.stride() == (120, 1, 30, 6, 1)
+    assert F.conv3d(x, torch.randn(4, 1, 3, 3, 3)).stride(1) == 1
+
+
+def reference_2d(network: Autoencoder, x: Tensor) -> Tensor:
+    """The same autoencoder written with 2D convolutions and the squeezed weights, without the bottleneck."""
+
+    def pad(h: Tensor, p: int) -> Tensor:
+        return F.pad(h, (p,) * 4, mode="replicate")
+
+    def norm_act_conv(h: Tensor, block: NormActConv) -> Tensor:
+        h = F.silu(F.group_norm(h, block.norm.num_groups, block.norm.weight, block.norm.bias, 1e-6))
+        return F.conv2d(pad(h, block.conv.kernel_size[0] // 2), block.conv.weight[..., 0], block.conv.bias)
+
+    h = x.squeeze(-1)
+    for layer in [*network.encoder, *network.decoder]:
+        if isinstance(layer, Convolution):
+            border = (layer.kernel_size[0] - layer.stride[0]) // 2
+            h = F.conv2d(pad(h, border), layer.weight[..., 0], layer.bias, layer.stride[0])
+        elif isinstance(layer, TransposedConvolution):
+            h = F.conv_transpose2d(pad(h, 1), layer.weight[..., 0], layer.bias, 2, padding=3)
+        elif isinstance(layer, ResidualBlock):
+            h = h + norm_act_conv(norm_act_conv(h, layer.first), layer.second)
+        else:
+            h = norm_act_conv(h, layer)
+    return h.unsqueeze(-1)
+
+
+def test_depth_1_equals_the_2d_network() -> None:
+    network = small((16, 12, 1))
+    x = torch.randn(2, 1, 16, 12, 1)
+    torch.testing.assert_close(network.decode(network.encode(x)), reference_2d(network, x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_constant_volume_has_no_border() -> None:
+    """Replicated borders: a constant image stays constant through every layer."""
+    network = small((8, 8, 8))
+    x = network.decode(network.encode(torch.full((1, 1, 8, 8, 8), 0.3)))
+    blocks = x.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4)  # the stride pattern of the upsampling may remain
+    assert (blocks - blocks[:, :, :1, :1, :1]).abs().max() < 1e-4
+
+
+def test_bfloat16_autocast_is_close_to_float32() -> None:
+    network = small()
+    x = torch.randn(1, 1, 16, 16, 16)
+    exact = network.decode(network.encode(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = network.decode(network.encode(x))
+    coarse.float().square().mean().backward()
+    assert (coarse.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize("normalization", ["codebook_range", "standardize"])
+def test_whitened_latents_round_trip_and_survive_the_checkpoint(tmp_path: Path, normalization: str) -> None:
+    network = small(latent_normalization=normalization)
+    x = torch.randn(4, 1, 16, 16, 16)
+    for _ in range(3):
+        network(x)
+    network.eval()
+    with torch.no_grad():
+        h = network.encode(x)
+        network.set_latent_statistics(iter([h[:1], h[1:]]))
+        z = network.encode_latents(x)
+        if normalization == "standardize":
+            torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(8), atol=1e-4, rtol=0)
+            torch.testing.assert_close(z.std((0, 2, 3, 4), correction=0), torch.ones(8), atol=1e-3, rtol=0)
+        else:
+            codes = network.bottleneck.codebook[network.bottleneck.active_codes()]
+            whitened = (codes - network.latent_shift.flatten()) / network.latent_scale.flatten()
+            assert whitened.min().item() == pytest.approx(-1, abs=1e-5)
+            assert whitened.max().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(network.decode_latents(z), network(x), atol=1e-4, rtol=1e-4)
+        torch.save(network.state_dict(), tmp_path / "autoencoder.pt")
+        other = small(latent_normalization=normalization).eval()
+        other.load_state_dict(torch.load(tmp_path / "autoencoder.pt", weights_only=True))
+        assert torch.equal(other.encode_latents(x), z)
+
+
+def test_errors() -> None:
+    with pytest.raises(UserError, match="image_size must be divisible by the compression .* along D"):
+        Autoencoder((16, 16, 6), compression=4)
+    with pytest.raises(UserError, match="compression must be a power of two"):
+        Autoencoder(18, compression=3)
+    with pytest.raises(UserError, match="latent_normalization must be known.*codebook_range"):
+        small(latent_normalization="codebok_range")
+    with pytest.raises(UserError, match="norm_groups must divide the 16 channels"):
+        small(norm_groups=3)
+    with pytest.raises(UserError, match="padding_mode must be known"):
+        small(padding_mode="reflect")
+    network = small()
+    with pytest.raises(UserError, match=r"the image must be \(B, 1, 16, 16, 16\)"):
+        network(torch.randn(1, 1, 16, 16, 8))
+    with pytest.raises(UserError, match=r"the latent must be \(B, 8, 4, 4, 4\)"):
+        network.decode(torch.randn(1, 4, 4, 4, 4))
+    with pytest.raises(UserError, match="latent statistics must be set"):
+        network.encode_latents(torch.randn(1, 1, 16, 16, 16))
+    with pytest.raises(UserError, match="latent statistics must be set"):
+        network.decode_latents(torch.randn(1, 8, 4, 4, 4))
+    with pytest.raises(UserError, match="needs the latents of the training set"):
+        small(latent_normalization="standardize").set_latent_statistics()
+    with pytest.raises(UserError, match="latents must vary in every channel"):
+        small(latent_normalization="standardize").set_latent_statistics([torch.ones(1, 8, 4, 4, 4)])
+    with pytest.raises(UserError, match="kernel_size - stride must be even"):
+        TransposedConvolution((4, 4, 4), 1, 1, kernel_size=3, stride=2)
+    with pytest.raises(UserError, match="kernel_size must not be smaller than the stride"):
+        Convolution((4, 4, 4), 1, 1, kernel_size=1, stride=2)

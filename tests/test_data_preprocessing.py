@@ -1,0 +1,177 @@
+"""Preprocessing: intensities go there and back, crops pad, a resize keeps place and brightness."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from data_files import oblique_affine
+from monai.data import MetaTensor
+
+from medical_diffusion.data import (
+    CenterCropOrPadd,
+    IntensityScaling,
+    ResizeVolumed,
+    ScaleToModelRanged,
+    resize_volume,
+)
+from medical_diffusion.errors import UserError
+
+
+def blob(
+    size: tuple[int, int, int], affine: np.ndarray, centre: tuple[float, float, float], width: float
+) -> MetaTensor:
+    """Gaussian of a physical centre and width (mm), sampled on a grid."""
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)
+    places = index @ affine[:3, :3].T + affine[:3, 3]
+    values = np.exp(-((places - np.asarray(centre)) ** 2).sum(-1) / (2 * width**2))
+    return MetaTensor(torch.from_numpy(values).float()[None], affine=torch.from_numpy(affine))
+
+
+def centre_of_mass(image: MetaTensor) -> np.ndarray:
+    values = image[0].numpy().astype(float)
+    index = np.stack(np.meshgrid(*map(np.arange, values.shape), indexing="ij"), -1)
+    mean = (index * values[..., None]).sum((0, 1, 2)) / values.sum()
+    affine = image.affine.numpy()
+    return affine[:3, :3] @ mean + affine[:3, 3]
+
+
+def test_window_goes_to_model_range_and_back_to_hounsfield_units() -> None:
+    scaling = IntensityScaling("window", -1000, 400)
+    volume = torch.tensor([-3000.0, -1000, -300, 400, 3000])
+    scaled = scaling.to_model_range(volume)
+    assert torch.allclose(scaled, torch.tensor([-1.0, -1, 0, 1, 1]))
+    assert torch.allclose(scaling.to_physical(scaled), volume.clamp(-1000, 400), atol=1e-3)
+    assert torch.allclose(scaling.to_physical(torch.tensor([-1.5, 1.5])), torch.tensor([-1000.0, 400]))
+    assert scaling.is_physical
+
+
+def test_per_volume_modes_return_to_a_relative_scale() -> None:
+    volume = torch.arange(1001.0).reshape(1, 7, 11, 13)
+    minmax = IntensityScaling("minmax")
+    assert torch.allclose(minmax.to_model_range(volume), volume / 500 - 1, atol=1e-6)
+    assert torch.allclose(minmax.to_physical(minmax.to_model_range(volume)), volume / 1000, atol=1e-6)
+    robust = IntensityScaling("percentile", 10, 90)
+    outlier = volume.clone()
+    outlier[0, 0, 0, 0] = 1e6
+    assert torch.allclose(robust.to_model_range(volume)[..., 5], robust.to_model_range(outlier)[..., 5], atol=1e-2)
+    assert robust.to_model_range(outlier).abs().max() == 1
+    assert not minmax.is_physical
+    assert not robust.is_physical
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [IntensityScaling("window", -1000, 1000), IntensityScaling("minmax"), IntensityScaling("percentile", 1, 99)],
+)
+def test_scaling_survives_a_dictionary_and_the_transform_takes_either(scaling: IntensityScaling) -> None:
+    assert IntensityScaling.from_dict(scaling.to_dict()) == scaling
+    image = blob((6, 7, 5), oblique_affine(), (0, 0, 0), 50)
+    one = ScaleToModelRanged("image", scaling)({"image": image})["image"]
+    other = ScaleToModelRanged("image", scaling.to_dict())({"image": image})["image"]
+    assert torch.equal(one, other)
+    assert torch.equal(one.affine, image.affine)
+    assert one.min() >= -1
+    assert one.max() <= 1
+
+
+def test_bad_scalings() -> None:
+    with pytest.raises(UserError, match=r"known mode.*windw.*Did you mean window"):
+        IntensityScaling("windw")
+    with pytest.raises(UserError, match=r"window needs lower < upper"):
+        IntensityScaling("window", 5, 5)
+    with pytest.raises(UserError, match=r"window needs lower < upper"):
+        IntensityScaling("window")
+    with pytest.raises(UserError, match=r"percentiles must lie in \[0, 100\]"):
+        IntensityScaling("percentile", -1, 99)
+    constant = MetaTensor(torch.ones(1, 2, 2, 2), meta={"filename_or_obj": "flat.nii.gz"})
+    with pytest.raises(UserError, match=r"minmax needs a volume that varies.*flat.nii.gz"):
+        IntensityScaling("minmax").to_model_range(constant)
+
+
+@pytest.mark.parametrize("size", [(4, 9, 5), (6, 7, 1), (3, 3, 3), 8])
+def test_crop_or_pad_keeps_the_anatomy_in_place(size: int | tuple[int, int, int]) -> None:
+    image = blob((6, 7, 5), np.diag([1.0, 2, 3, 1]), (3, 6, 6), 1.0) * 2 - 1
+    result = CenterCropOrPadd("image", size)({"image": image})["image"]
+    assert result.shape[1:] == ((size,) * 3 if isinstance(size, int) else size)
+    peak = np.unravel_index(int(result.argmax()), result.shape)[1:]
+    before = np.unravel_index(int(image.argmax()), image.shape)[1:]
+    assert np.allclose(result.affine.numpy() @ (*peak, 1), image.affine.numpy() @ (*before, 1))
+
+
+def test_padding_value_and_saying_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    image = MetaTensor(torch.full((1, 2, 2, 2), 5.0), meta={"filename_or_obj": "small.nii.gz"})
+    crop = CenterCropOrPadd("image", (4, 2, 2))
+    with caplog.at_level(logging.WARNING):
+        results = [crop({"image": image})["image"] for _ in range(3)]
+    assert caplog.text.count("padded") == 1
+    assert "small.nii.gz" in caplog.text
+    assert results[0][0, 0].eq(-1).all()
+    assert results[0][0, 1].eq(5).all()
+    lowest = CenterCropOrPadd("image", (4, 2, 2), padding_value="minimum")({"image": image})["image"]
+    assert lowest.eq(5).all()
+    with pytest.raises(UserError, match=r"a number or 'minimum'"):
+        CenterCropOrPadd("image", 4, padding_value="edge")
+
+
+def test_no_padding_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    CenterCropOrPadd("image", 2)({"image": MetaTensor(torch.rand(1, 3, 3, 3))})
+    assert "padded" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (15, 40, 9), (64, 20, 25), (32, 27, 6)])
+def test_resize_keeps_place_extent_and_brightness(size: tuple[int, int, int]) -> None:
+    affine = oblique_affine((1.0, 1.2, 1.5))
+    shape = (32, 27, 25)
+    centre = affine[:3, :3] @ (np.asarray(shape) / 2 - 0.5) + affine[:3, 3]
+    image = blob(shape, affine, tuple(centre), 4.0)
+    result = ResizeVolumed("image", size)({"image": image})["image"]
+    assert result.shape == (1, *size)
+    assert result.dtype == torch.float32
+    extent = np.linalg.norm(result.affine[:3, :3].numpy(), axis=0) * size
+    assert np.allclose(extent, np.array([1.0, 1.2, 1.5]) * shape, atol=1e-6)
+    assert np.allclose(centre_of_mass(result), centre, atol=0.02)
+    assert abs(float(result.mean() / image.mean()) - 1) < 0.02
+    # The grid's outer corner stays where it was.
+    corner = np.array([-0.5, -0.5, -0.5, 1])
+    assert np.allclose(result.affine.numpy() @ corner, affine @ corner)
+
+
+def test_resize_off_centre_blob_stays_in_place() -> None:
+    affine = np.diag([0.8, 1.1, 2.0, 1.0])
+    image = blob((40, 36, 30), affine, (12.0, 22.0, 33.0), 3.0)
+    for size in ((20, 20, 20), (60, 25, 31)):
+        assert np.allclose(centre_of_mass(resize_volume(image, size)), (12.0, 22.0, 33.0), atol=0.05)
+
+
+def test_resize_of_a_planar_image_works_in_the_plane() -> None:
+    plane = torch.rand(1, 12, 10, 1)
+    result = resize_volume(plane, (6, 20, 1))
+    assert result.shape == (1, 6, 20, 1)
+    deep = resize_volume(plane.expand(-1, -1, -1, 4), (6, 20, 4))
+    assert torch.allclose(deep, result.expand_as(deep))
+
+
+def test_resize_does_not_alias() -> None:
+    """The finest checkerboard averages out when the grid is halved; plain linear sampling would keep stripes."""
+    i, j, k = torch.meshgrid(*(torch.arange(n) for n in (33, 32, 31)), indexing="ij")
+    board = ((i + j + k) % 2).float()[None]
+    small = resize_volume(board, (11, 10, 10))
+    assert (small[:, 1:-1, 1:-1, 1:-1] - 0.5).abs().max() < 0.02
+
+
+def test_resize_to_the_same_size_and_of_a_constant_change_nothing() -> None:
+    image = MetaTensor(torch.rand(2, 5, 6, 7), affine=torch.from_numpy(oblique_affine()))
+    same = resize_volume(image, (5, 6, 7))
+    assert torch.equal(same, image)
+    assert torch.allclose(same.affine, image.affine)
+    assert torch.allclose(resize_volume(torch.full((1, 5, 6, 7), 3.0), (9, 2, 1)), torch.tensor(3.0))
+
+
+def test_resize_axes_agree() -> None:
+    """The depth axis is filtered as the others are."""
+    image = torch.rand(1, 12, 10, 9)
+    turned = resize_volume(image.permute(0, 3, 1, 2), (4, 20, 7)).permute(0, 2, 3, 1)
+    assert torch.allclose(resize_volume(image, (20, 7, 4)), turned, atol=1e-6)
