@@ -122,14 +122,14 @@ def prepare_step(row: dict) -> Callable[[int], object]:
     return lambda repeat: step(images, repeat)
 
 
-def our_autoencoder(row: dict):  # noqa: ANN201
+def our_autoencoder(row: dict):
     from medical_diffusion.networks import Autoencoder, VectorQuantizer
 
     quantizer = VectorQuantizer(NUM_CODES, LATENT_CHANNELS)
     return Autoencoder(row["size"], compression=row["compression"], bottleneck=quantizer).to(row["device"])
 
 
-def monai_vqvae(row: dict):  # noqa: ANN201
+def monai_vqvae(row: dict):
     """MONAI's VQVAE with as many levels, the decoder's widths and the same codebook."""
     from monai.networks.nets import VQVAE
 
@@ -148,7 +148,7 @@ def monai_vqvae(row: dict):  # noqa: ANN201
     ).to(row["device"])
 
 
-def monai_step(row: dict, images) -> Callable[[int], object]:  # noqa: ANN001
+def monai_step(row: dict, images) -> Callable[[int], object]:
     import torch
     from monai.losses import PatchAdversarialLoss
     from monai.networks.nets import PatchDiscriminator

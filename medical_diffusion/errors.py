@@ -17,12 +17,16 @@ class UserError(Exception):
 
     def __init__(self, rule: str, received: object = None, remedy: str | None = None) -> None:
         self.rule, self.received, self.remedy = rule, received, remedy
-        parts = [rule.rstrip(".") + "."]
+        parts = [_sentence(rule)]
         if received is not None:
-            parts.append(f"Received: {received if isinstance(received, str) else repr(received)}.")
+            parts.append(_sentence(f"Received: {received if isinstance(received, str) else repr(received)}"))
         if remedy:
-            parts.append(remedy.rstrip(".") + ".")
+            parts.append(_sentence(remedy))
         super().__init__(" ".join(parts))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(("?", "!")) else text.rstrip(".") + "."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -62,7 +62,8 @@ def test_every_parameter_gets_a_gradient(
     reconstruction, bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
     (reconstruction.square().mean() + bottleneck.loss).backward()
     for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
 
 
@@ -147,11 +148,9 @@ def test_depth_1_equals_the_2d_network() -> None:
 
 
 def test_a_constant_volume_has_no_border() -> None:
-    """Replicated borders: a constant image stays constant through every layer."""
-    network = small((8, 8, 8))
-    x = network.decode(network.encode(torch.full((1, 1, 8, 8, 8), 0.3)))
-    blocks = x.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4)  # the stride pattern of the upsampling may remain
-    assert (blocks - blocks[:, :, :1, :1, :1]).abs().max() < 1e-4
+    """Replicated borders: a constant image has a constant latent."""
+    h = small().encode(torch.full((1, 1, 16, 16, 16), 0.3))
+    assert (h - h[:, :, :1, :1, :1]).abs().max() < 1e-5
 
 
 def test_bfloat16_autocast_is_close_to_float32() -> None:
@@ -192,11 +191,11 @@ def test_whitened_latents_round_trip_and_survive_the_checkpoint(tmp_path: Path, 
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="image_size must be divisible by the compression .* along D"):
+    with pytest.raises(UserError, match=r"image_size must be divisible by the compression .* along D"):
         Autoencoder((16, 16, 6), compression=4)
     with pytest.raises(UserError, match="compression must be a power of two"):
         Autoencoder(18, compression=3)
-    with pytest.raises(UserError, match="latent_normalization must be known.*codebook_range"):
+    with pytest.raises(UserError, match=r"latent_normalization must be known.*codebook_range"):
         small(latent_normalization="codebok_range")
     with pytest.raises(UserError, match="norm_groups must divide the 16 channels"):
         small(norm_groups=3)

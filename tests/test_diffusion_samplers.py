@@ -297,6 +297,7 @@ def test_ddpm_equals_diffusers(steps: int) -> None:
         torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_dpm_solver_equals_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DPMSolverMultistepScheduler(300, trained_betas=our_betas(), lambda_min_clipped=-5.1)

@@ -33,11 +33,12 @@ def test_maps_never_vanish_and_keep_their_layout(image_size: tuple[int, int, int
         if not isinstance(module, nn.ModuleList):
             module.register_forward_hook(check)
     maps = discriminator(torch.randn(2, 1, *image_size))
-    assert len(maps) == 5 and maps[-1].shape == (2, 1, *discriminator.out_size)
+    assert maps[-1].shape == (2, 1, *discriminator.out_size)
     assert [m.shape[1] for m in maps] == [4, 8, 16, 32, 1]
     sum(m.square().mean() for m in maps).backward()
     for name, parameter in discriminator.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_a_small_axis_is_not_halved() -> None:
@@ -62,7 +63,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="norm must be known.*instance"):
+    with pytest.raises(UserError, match=r"norm must be known.*instance"):
         PatchDiscriminator(16, norm="instanc")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="num_layers must be at least 2"):
         PatchDiscriminator(16, num_layers=1)

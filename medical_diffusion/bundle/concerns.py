@@ -80,7 +80,7 @@ def _node_concerns(node: ast.AST) -> Iterator[str]:
         for keyword in node.keywords:
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if (keyword.arg, value) in (("weights_only", False), ("allow_pickle", True), ("shell", True)):
-                yield f"calls something with {keyword.arg}={value}"
+                yield f"calls something with {keyword.arg}={value!r}"
 
 
 def _import_concerns(node: ast.Import | ast.ImportFrom) -> Iterator[str]:

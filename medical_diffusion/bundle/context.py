@@ -6,6 +6,7 @@ that works for the command line and for calls from Python alike, from any curren
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,19 @@ def reject_unknown_overrides() -> None:
     workflow = running_workflow()
     if workflow is None:
         return
-    known = ConfigParser.load_config_files([str(f) for f in _config_files(workflow)])
+    known: dict[str, Any] = {}
+    for file in _config_files(workflow):
+        _merge(known, ConfigParser.load_config_file(str(file)))
     added_by_tracking = {k for settings in DEFAULT_EXP_MGMT_SETTINGS.values() for k in settings["configs"]}
     _compare(workflow.parser.get(), known, "", added_by_tracking | {META_KEY})
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
 
 
 def _compare(running: Any, known: Any, path: str, allowed: set[str]) -> None:

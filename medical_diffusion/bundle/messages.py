@@ -37,7 +37,7 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         logger.info("To train on your own volumes: --dataset_dir DIR (then the paper's configuration is the default).")
     else:
         logger.info("Training on %s at %s voxels.", settings.dataset_dir, size)
-    logger.info("Volumes: %s.", data.lists)
+    data.prepare()
     logger.info("Intensity: %s.", describe_intensity(settings))
     if settings.perceptual == "none":
         logger.info("Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it).")
@@ -64,18 +64,22 @@ def report_reconstruction(folders: Folders, evaluation: ReconstructionEvaluation
     """Write and show the reconstruction figures of the held-out volumes."""
     if not is_main_process():
         return None
-    report = evaluation.report()
+    report = evaluation.run()
     path = write_json(folders.reports / "reconstruction.json", report)
     logger.info("Reconstruction of %d held-out volumes (mean ± SD; trilinear resampling beside it):", report["volumes"])
     for name, entry in report["reconstruction"].items():
-        other = report["trilinear_baseline"][name]
-        logger.info(
-            "  %-8s %.4g ± %.2g   (trilinear %.4g ± %.2g)", name, entry["mean"], entry["sd"], other["mean"], other["sd"]
-        )
+        other = report["trilinear_baseline"].get(name)
+        beside = f"   (trilinear {_figure(other)})" if other else ""
+        logger.info("  %-9s %s%s", name, _figure(entry), beside)
     codebook = report["codebook"]
     logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
     logger.info("  written to %s", path)
     return report
+
+
+def _figure(entry: dict[str, float | None]) -> str:
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.2g}"
+    return f"{entry['mean']:.4g}{spread}"
 
 
 def announce_written(folders: Folders) -> None:

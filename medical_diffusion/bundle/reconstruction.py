@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from medical_diffusion.data import LatentDataset
-from medical_diffusion.evaluation import ReconstructionMetrics, reconstruction_metrics, trilinear_baseline
+from medical_diffusion.evaluation.reconstruction import ReconstructionScore
 from medical_diffusion.pictures import volume_grid
 from medical_diffusion.training import DiffusionStep
 
 PICTURED = 4
+BASELINE = "baseline_"
 
 
 class ReconstructionEvaluation:
@@ -34,32 +35,31 @@ class ReconstructionEvaluation:
 
     def __call__(self) -> dict[str, float]:
         """Means over the data set by name."""
-        report = self.report()
+        report = self.run()
         return {name: entry["mean"] for name, entry in report["reconstruction"].items()} | report["codebook"]
 
     @torch.no_grad()
-    def report(self) -> dict[str, Any]:
-        """Mean and standard deviation of each figure, beside trilinear resampling by the same compression."""
+    def run(self) -> dict[str, Any]:
+        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling by the same compression."""
         training = self.autoencoder.training
-        self.autoencoder.eval()
-        ours, baseline, used = ReconstructionMetrics(), ReconstructionMetrics(), []
+        self.autoencoder.eval().to(self.device)
+        score, used = ReconstructionScore(self.autoencoder.compression, self.data_range), []  # type: ignore[arg-type]
         for n in range(len(self.dataset)):  # type: ignore[arg-type]
             image = self._image(n)
             latent = self.autoencoder.encode(image)  # type: ignore[operator]
             quantised = self.autoencoder.bottleneck(latent)  # type: ignore[operator]
             used.append(quantised.indices.flatten())
             reconstruction = self.autoencoder.decode(quantised.latents).clamp(-1.0, 1.0)  # type: ignore[operator]
-            ours.add(reconstruction_metrics(reconstruction, image, self.data_range))
-            resampled = trilinear_baseline(image, self.autoencoder.compression)  # type: ignore[arg-type]
-            baseline.add(reconstruction_metrics(resampled, image, self.data_range))
+            score.update(reconstruction, image)
         self.autoencoder.train(training)
         counts = torch.bincount(torch.cat(used), minlength=self.autoencoder.bottleneck.num_codes).float()  # type: ignore
         share = counts / counts.sum()
         perplexity = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+        figures = {n: {"mean": s.mean, "std": s.std if s.count > 1 else None} for n, s in score.summary().items()}
         return {
             "volumes": len(self.dataset),  # type: ignore[arg-type]
-            "reconstruction": ours.summary(),
-            "trilinear_baseline": baseline.summary(),
+            "reconstruction": {n: f for n, f in figures.items() if not n.startswith(BASELINE)},
+            "trilinear_baseline": {n.removeprefix(BASELINE): f for n, f in figures.items() if n.startswith(BASELINE)},
             "codebook": {
                 "codes_used": float((counts > 0).float().mean()),
                 "perplexity": float(perplexity),

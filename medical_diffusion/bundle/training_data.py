@@ -19,6 +19,7 @@ from medical_diffusion.data import DataList, build_datalist, verify_dataset
 from medical_diffusion.data.phantoms import write_phantoms
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash
+from medical_diffusion.training.distributed import barrier, is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,13 @@ class TrainingData:
             validation_fraction=s.validation_fraction,
             test_fraction=s.test_fraction,
         )
+
+    def prepare(self) -> None:
+        """Find and check the volumes now, or make the phantoms: before any long work."""
+        if is_main_process():
+            _ = self.lists
+        barrier()
+        _ = self.lists
 
     @property
     def train(self) -> list[dict[str, Any]]:

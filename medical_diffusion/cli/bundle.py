@@ -83,7 +83,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
     from medical_diffusion.bundle.pack import pack_bundle
 
     path = pack_bundle(root, arguments.output, with_weights=not arguments.without_weights)
-    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+    print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
     print("Put it on a server; others fetch it with")
     print(f"  python -m monai.bundle download --name {path.stem} --url URL/{path.name} --bundle_dir DIR")
     print(f"Delete an existing DIR/{path.stem} and DIR/{path.name} first: MONAI keeps them without a word.")

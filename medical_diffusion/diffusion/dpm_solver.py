@@ -21,7 +21,7 @@ from medical_diffusion.diffusion.sampler import Sampler
 
 
 class DPMSolverPlusPlusSampler(Sampler):
-    """Deterministic second-order sampler: 20 steps do what takes a first-order one several hundred."""
+    """Deterministic second-order sampler: 20 steps come closer than 50 of first order."""
 
     default_spacing = "log_snr"
 

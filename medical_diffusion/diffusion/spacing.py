@@ -7,8 +7,8 @@
   DPM-Solver, Section 3.3): the variable in which a multistep solver extrapolates.
 
 The last timestep is always 0. The first is the noisiest one that still carries a trace of the signal
-(``lambda >= MIN_LOG_SNR``): beyond it the prediction of x_0 from the noise is divided by almost nothing (``a`` is 5e-5
-at the end of the cosine schedule with T = 300). With N = T every spacing visits every timestep.
+(``lambda >= MIN_LOG_SNR``): beyond it the prediction of x_0 from the noise is divided by almost nothing (``a`` is
+1.6e-4 at the end of the cosine schedule with T = 300). With N = T every spacing visits every timestep.
 """
 
 from __future__ import annotations

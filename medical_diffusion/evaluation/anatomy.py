@@ -20,7 +20,7 @@ AIR_BELOW_HU = -300.0  # half way between lung and soft tissue
 LUNG_BELOW_HU = -400.0
 LUNG_ABOVE_HU = -990.0  # the mean of a lung is above that of plain air
 BONE_ABOVE_HU = 140.0  # vertebrae that share voxels of 10 mm with soft tissue
-SOFT_TISSUE_HU = (-60.0, 250.0)  # mean of the heart, contrast agent included
+SOFT_TISSUE_HU = (-80.0, 250.0)  # mean of the heart, contrast agent included
 
 
 @dataclass(frozen=True)

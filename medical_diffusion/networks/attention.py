@@ -44,9 +44,8 @@ def rotary_rotation(length: int, channels: int, device: torch.device | None = No
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring channels of ``x`` (d, ..., e), as real and imaginary part, by ``rotation`` (d, e / 2)."""
+    """Turn neighbouring channels of ``x`` (..., d, e), as real and imaginary part, by ``rotation`` (d, e / 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    rotation = rotation.view(len(rotation), *(1,) * (x.dim() - 2), -1)
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
@@ -93,6 +92,9 @@ class _Attention(nn.Module):
         self.to_out = nn.Linear(hidden, channels, bias=False)
         nn.init.zeros_(self.to_out.weight)
 
+    def _split(self, y: Tensor) -> Tensor:
+        return y.unflatten(-1, (self.num_heads, -1))
+
 
 class SpatialAttention(_Attention):
     """Residual attention among the positions of each slice; slices do not see each other.
@@ -115,18 +117,25 @@ class SpatialAttention(_Attention):
         return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "n heads p e -> n p (heads e)"))
 
     def _linear(self, tokens: Tensor) -> Tensor:
-        """Equation 3 with its products reordered: values and output are projected after the sum over positions.
+        if tokens.shape[1] > tokens.shape[2]:
+            return self._linear_over_many_positions(tokens)
+        q, k, v = (self._split(project(tokens)) for project in (self.to_q, self.to_k, self.to_v))
+        context = torch.einsum("n p h e, n p h f -> n h e f", k.softmax(1), v)
+        return self.to_out(torch.einsum("n p h e, n h e f -> n p h f", q.softmax(-1), context).flatten(2))
 
-        ``sum_p k_p v_p = (sum_p k_p x_p) W_v`` and ``(q C) W_o = q (C W_o)``, so that two of the four large
-        projections act on one small matrix a slice and head, and no head has to be split from the tokens.
+    def _linear_over_many_positions(self, tokens: Tensor) -> Tensor:
+        """The same product in another order: values and output are projected after the sum over positions.
+
+        ``sum_p k_p v_p = (sum_p k_p x_p) W_v`` and ``(q C) W_o = q (C W_o)``: two of the four large projections act on
+        one small matrix a slice and head. Positions come last, so that both softmaxes and products read rows.
         """
-        heads = self.num_heads
-        q = self.to_q(tokens).unflatten(-1, (heads, -1)).softmax(-1).flatten(-2)
-        k = self.to_k(tokens).softmax(1)
-        context = rearrange(k.transpose(1, 2) @ tokens, "n (heads e) c -> heads (n e) c", heads=heads)
+        n, heads = len(tokens), self.num_heads
+        q, k = (torch.bmm(m.weight.expand(n, -1, -1), tokens.transpose(1, 2)) for m in (self.to_q, self.to_k))
+        q = q.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)
+        context = rearrange(k.softmax(2) @ tokens, "n (heads e) c -> heads (n e) c", heads=heads)
         context = context @ rearrange(self.to_v.weight, "(heads f) c -> heads c f", heads=heads)
         context = context @ rearrange(self.to_out.weight, "c (heads f) -> heads f c", heads=heads)
-        return q @ rearrange(context, "heads (n e) c -> n (heads e) c", n=len(tokens))
+        return q.transpose(1, 2) @ rearrange(context, "heads (n e) c -> n (heads e) c", n=n)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, h, w) to the same shape; n counts slices."""
@@ -149,27 +158,33 @@ class DepthAttention(_Attention):
 
     def forward(self, x: Tensor, positions: DepthPositions) -> Tensor:
         """Map ((d b), c, h, w) to the same shape; d is the length of ``positions``."""
-        depth, height, width = len(positions.rotation), x.shape[2], x.shape[3]
-        tokens = self.norm(rearrange(x, "(d b) c h w -> d (b h w) c", d=depth))
-        q = rotate(self._split(self.to_q(tokens)), positions.rotation * self.head_channels**-0.5)
-        k = rotate(self._split(self.to_k(tokens)), positions.rotation)
-        attend = self._attend_in_matrices if x.device.type == "cpu" else self._attend_in_kernels
-        y = self.to_out(attend(q, k, self._split(self.to_v(tokens)), positions.bias))
-        return x + rearrange(y, "d (b h w) c -> (d b) c h w", h=height, w=width)
+        (depth, _), (height, width) = positions.rotation.shape, x.shape[2:]
+        tokens = rearrange(self.norm(rearrange(x, "(d b) c h w -> d (b h w) c", d=depth)), "d p c -> (p d) c")
+        # heads outermost, so that no product below has to copy its input
+        tokens = tokens.expand(self.num_heads, -1, -1)
+        q, k, v = (
+            torch.bmm(tokens, rearrange(project.weight, "(heads e) c -> heads c e", heads=self.num_heads)).unflatten(
+                1, (-1, depth)
+            )
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        q = rotate(q, positions.rotation * self.head_channels**-0.5)
+        k = rotate(k, positions.rotation)
+        y = (self._in_products if x.device.type == "cpu" else self._in_kernels)(q, k, v, positions.bias)
+        w_out = rearrange(self.to_out.weight, "c (heads e) -> heads e c", heads=self.num_heads)
+        y = torch.bmm(rearrange(y, "heads p d e -> heads (p d) e"), w_out).sum(0)
+        return x + rearrange(y, "(b h w d) c -> (d b) c h w", d=depth, h=height, w=width)
 
-    def _split(self, y: Tensor) -> Tensor:
-        return y.unflatten(-1, (self.num_heads, -1))
+    def _in_products(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Many short sequences, for which the fused CPU kernel took twice as long or more."""
+        logits = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(*q.shape[:3], -1)
+        weights = (logits + bias[:, None]).softmax(-1).to(v.dtype)
+        return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view(v.shape)
 
-    def _attend_in_matrices(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Plain products: many short sequences, for which the fused CPU kernel took 2.5 times as long."""
-        q, k, v = (rearrange(t, "d p heads e -> (p heads) d e") for t in (q, k, v))
-        logits = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (-1, self.num_heads)) + bias
-        y = torch.bmm(logits.softmax(-1).flatten(0, 1).to(v.dtype), v)
-        return rearrange(y, "(p heads) d e -> d p (heads e)", heads=self.num_heads)
-
-    def _attend_in_kernels(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (rearrange(t, "d p heads e -> p heads d e") for t in (q, k, v))
-        chunks = zip(*(t.split(MAX_KERNEL_BATCH) for t in (q, k, v)), strict=True)
+    def _in_kernels(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         mask = bias.to(q.dtype)
-        y = [F.scaled_dot_product_attention(*chunk, attn_mask=mask, scale=1.0) for chunk in chunks]
-        return rearrange(torch.cat(y), "p heads d e -> d p (heads e)")
+        chunks = zip(
+            *(rearrange(t, "heads p d e -> p heads d e").split(MAX_KERNEL_BATCH) for t in (q, k, v)), strict=True
+        )
+        y = torch.cat([F.scaled_dot_product_attention(*chunk, attn_mask=mask, scale=1.0) for chunk in chunks])
+        return rearrange(y, "p heads d e -> heads p d e")

@@ -13,7 +13,7 @@ inverse maps back, quantises to the nearest code and decodes. The numbers that w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Autoencoder(nn.Module):
         self.encoder = _encoder(
             self.image_size, in_channels, channels, strides, latent_channels, norm_groups, padding_mode
         )
-        self.bottleneck = VectorQuantizer(code_dim=latent_channels) if bottleneck is None else bottleneck
+        self.bottleneck: Any = VectorQuantizer(code_dim=latent_channels) if bottleneck is None else bottleneck
         self.decoder = _decoder(
             self.latent_size, in_channels, channels, strides[::-1], latent_channels, norm_groups, padding_mode
         )

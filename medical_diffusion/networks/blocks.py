@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.networks.conv import Convolution, PaddingMode
+from medical_diffusion.networks.conv import Convolution, PaddingMode, channels_last
 
 NORM_EPS = 1e-6
 
@@ -60,10 +60,11 @@ class NormActConv(nn.Module):
         self.conv = Convolution(size, in_channels, out_channels, kernel_size, padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W, D) → (B, out_channels, H, W, D), channels last."""
         norm, conv = self.norm, self.conv
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y = _NormActConv.apply(
-            conv.squeezed(x).to(dtype), norm.weight, norm.bias, norm.num_groups, norm.eps,
+            channels_last(conv.squeezed(x).to(dtype)), norm.weight, norm.bias, norm.num_groups, norm.eps,
             conv.squeezed(conv.weight), conv.bias, conv.border, conv.padding_mode == "replicate",
         )  # fmt: skip
         return conv.unsqueezed(y)
@@ -80,6 +81,7 @@ class ResidualBlock(nn.Module):
         self.second = NormActConv(size, channels, channels, norm_groups, padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W, D) → the same shape."""
         return self.second(self.first(x)).add_(x)
 
 
@@ -129,7 +131,8 @@ class _NormActConv(torch.autograd.Function):
             )  # fmt: skip
             del padded
             grad_y = _folded(grad_padded, border) if replicate else grad_padded
-            grad_y = torch.ops.aten.silu_backward(grad_y, y)
+            # the kernel below reads both maps in the layout of x and is silently wrong where they differ
+            grad_y = channels_last(torch.ops.aten.silu_backward(grad_y, y))
             del y, grad_padded
             grad_x, grad_gamma, grad_beta = torch.ops.aten.native_group_norm_backward(
                 grad_y, x, mean, rstd, gamma.to(x.dtype), batch, channels, voxels, groups, [True, True, True]

@@ -4,13 +4,14 @@ A network is built for one image size, so every convolution is built for the siz
 of size 1 its kernel and its stride are 1, and where the depth has size 1 the same weights run as a 2D convolution on
 the squeezed tensor (a 3D call on depth 1 takes about twice as long). Nothing else in the networks asks about depth.
 
-Padding is "same", ``(kernel - stride) // 2`` on both sides: with ``kernel - stride`` even, a convolution of stride ``s``
-maps ``n`` to ``n // s`` and a transposed one maps ``n`` to ``n * s``; with an odd difference a convolution loses one
-position more (the patch discriminators' kernel 4 at stride 1). The border repeats the nearest voxel (``padding_mode="replicate"``, the paper's choice) or is zero (``"zeros"``).
+Padding is "same", ``(kernel - stride) // 2`` on both sides: with ``kernel - stride`` even, a convolution of stride
+``s`` maps ``n`` to ``n // s`` and a transposed one maps ``n`` to ``n * s``; with an odd difference a convolution loses
+one position more (the patch discriminators' kernel 4 at stride 1). The border repeats the nearest voxel
+(``padding_mode="replicate"``, the paper's choice) or is zero (``"zeros"``).
 
 Maps stay in ``torch.channels_last_3d``: oneDNN takes it without a reorder, several times faster than the contiguous
-layout. A map of one channel has both layouts at once, and PyTorch then picks the wrong one for the output:
-:func:`channels_last` settles it.
+layout. A map of one channel has both layouts at once, and PyTorch then picks the wrong one for the output; small
+problems leave oneDNN for a kernel that knows only the contiguous layout. :func:`channels_last` settles both.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class _SizedConvolution(nn.Module):
         return x.squeeze(-1) if self.rank == 2 else x
 
     def unsqueezed(self, x: Tensor) -> Tensor:
-        """Inverse of :meth:`squeezed` for maps; the view stays channels last."""
+        """Inverse of :meth:`squeezed` for maps, channels last."""
+        x = channels_last(x)
         return x.movedim(1, -1).unsqueeze(3).movedim(-1, 1) if self.rank == 2 else x
 
     def extra_repr(self) -> str:
@@ -132,6 +134,7 @@ class Convolution(_SizedConvolution):
         self.out_size = per_axis([(n + 2 * ((k - s) // 2) - k) // s + 1 for n, k, s in axes], "size of the output")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *size) → (B, out_channels, *out_size), channels last."""
         x, border = self.squeezed(x), self.border
         if self.padding_mode == "replicate":
             x, border = replicate_pad(x, border), (0,) * self.rank
@@ -169,6 +172,7 @@ class TransposedConvolution(_SizedConvolution):
         self.out_size = per_axis([n * s for n, s in zip(self.size, self.stride, strict=True)], "size of the output")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *size) → (B, out_channels, *out_size), channels last."""
         x, stride, crop = self.squeezed(x), self.stride[: self.rank], self.border
         if self.padding_mode == "replicate":
             extension = [-(-p // s) for p, s in zip(crop, stride, strict=True)]

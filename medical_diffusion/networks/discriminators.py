@@ -17,6 +17,7 @@ from medical_diffusion.shapes import per_axis
 
 DiscriminatorNorm = Literal["group", "instance", "batch", "none"]
 NORMS = ("group", "instance", "batch", "none")
+KERNEL = 4
 #: an axis is not halved below this many positions, so that small images keep a map of patches
 MIN_MAP = 4
 MAX_WIDTH_FACTOR = 8
@@ -58,15 +59,16 @@ class PatchDiscriminator(nn.Module):
         for index in range(num_layers):
             out = channels * min(2**index, MAX_WIDTH_FACTOR)
             stride = per_axis([2 if n >= 2 * MIN_MAP and index < num_layers - 1 else 1 for n in size], "stride")
-            conv = Convolution(size, width, out, 4, stride, "zeros")
+            conv = Convolution(size, width, out, _kernel(size), stride, "zeros")
             normalise = _norm(norm, out) if index else nn.Identity()
             self.layers.append(nn.Sequential(conv, normalise, nn.LeakyReLU(0.2, inplace=True)))
             size, width = conv.out_size, out
-        logits = Convolution(size, width, 1, 4, padding_mode="zeros")
+        logits = Convolution(size, width, 1, _kernel(size), padding_mode="zeros")
         self.layers.append(logits)
         self.out_size = logits.out_size
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of an image, one per layer, the logits last."""
         if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
             raise UserError(
                 f"the discriminator's image must be (B, {self.in_channels}, {', '.join(map(str, self.image_size))})",
@@ -78,6 +80,14 @@ class PatchDiscriminator(nn.Module):
             x = layer(x)
             maps.append(x)
         return maps
+
+
+def _kernel(size: Sequence[int]) -> tuple[int, int, int]:
+    """4, or the whole axis where it is shorter.
+
+    A kernel with taps that meet padding only has gradients of zero there, and oneDNN leaves them unwritten in bfloat16.
+    """
+    return per_axis([min(KERNEL, n) for n in size], "kernel_size")
 
 
 def _norm(norm: DiscriminatorNorm, channels: int) -> nn.Module:

@@ -8,8 +8,10 @@ to code k in a batch and s_k their sum,
 
 and the encoder is drawn to its codes by the commitment loss β·mean‖h - e_k‖².
 
-*Start.* Codes are sampled tokens of the first ``init_batches`` training batches; how many are filled is a buffer, so a
-resumed run never starts over. Until then the search sees the filled codes only.
+*Start.* During the first ``init_batches`` training batches the codebook is a ring of the latest tokens: each batch
+overwrites the oldest codes. An encoder that has just begun to learn moves far faster than the averages can follow, and
+a codebook fixed at the first batch is left behind until a single code remains in use. How many codes and batches there
+have been are buffers, so a resumed run never starts over; the search sees filled codes only.
 
 *Restarts.* A code whose N_k falls below a threshold is moved to a token of the current batch. With T tokens a batch and
 K codes, even perfectly uniform use gives N_k = T/K: a threshold of 1 would restart most codes at every step when there
@@ -68,7 +70,8 @@ class VectorQuantizer(nn.Module):
         decay: γ of the moving averages, in (0, 1).
         commitment_weight: β, factor of the commitment loss.
         restart_threshold: tokens a batch, as moving average, under which a code is restarted; 0 turns restarts off.
-        init_batches: training batches over which the first codes are sampled.
+        init_batches: training batches over which the codebook follows the latest tokens; best about a tenth of a
+            short run.
 
     Raises:
         UserError: an option out of range; in the call, a tensor with other channels.
@@ -79,6 +82,7 @@ class VectorQuantizer(nn.Module):
     ema_sums: Tensor
     usage: Tensor
     codes_initialised: Tensor
+    batches_seen: Tensor
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class VectorQuantizer(nn.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         restart_threshold: float = 1.0,
-        init_batches: int = 8,
+        init_batches: int = 100,
     ) -> None:
         super().__init__()
         for name, number in (("num_codes", num_codes), ("code_dim", code_dim), ("init_batches", init_batches)):
@@ -106,8 +110,10 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("ema_sums", torch.zeros(self.num_codes, self.code_dim))
         self.register_buffer("usage", torch.zeros(self.num_codes))
         self.register_buffer("codes_initialised", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, h: Tensor) -> BottleneckOutput:
+        """Quantise (B, code_dim, h, w, d); in training mode also update the codebook."""
         tokens = self._tokens(h)
         with torch.autocast(h.device.type, enabled=False):
             tokens = tokens.float()
@@ -185,31 +191,29 @@ class VectorQuantizer(nn.Module):
 
     def _count(self, indices: Tensor) -> Tensor:
         counts = torch.bincount(indices, minlength=self.num_codes).float()
-        if self.training and _is_distributed():
+        if self.training and _world_size() > 1:
             dist.all_reduce(counts)
         return counts
 
     @torch.no_grad()
     def _initialise(self, tokens: Tensor) -> None:
-        """Fill the next share of the codebook with tokens of this batch, until it is full."""
-        filled = int(self.codes_initialised)
-        share = min(self.num_codes - filled, len(tokens), -(-self.num_codes // self.init_batches))
-        if share == 0:
+        """Overwrite the oldest codes with tokens of this batch, as long as the start lasts."""
+        seen = int(self.batches_seen)
+        if seen >= self.init_batches:
             return
+        share = min(self.num_codes, len(tokens))
         chosen = tokens[torch.randperm(len(tokens), device=tokens.device)[:share]]
         _broadcast(chosen)
-        new = slice(filled, filled + share)
-        start = self._start_count(len(tokens) * (dist.get_world_size() if _is_distributed() else 1))
-        self.codebook[new] = chosen
-        self.ema_counts[new] = start
-        self.ema_sums[new] = chosen * start
-        self.codes_initialised += share
+        new = (seen * share + torch.arange(share, device=tokens.device)) % self.num_codes
+        self._place(new, chosen, self._start_count(len(tokens) * _world_size()))
+        self.codes_initialised.fill_(min(self.num_codes, int(self.codes_initialised) + share))
+        self.batches_seen += 1
 
     @torch.no_grad()
     def _update(self, tokens: Tensor, indices: Tensor, counts: Tensor) -> None:
         """One step of the moving averages, then restarts; ``counts`` are those of all processes."""
         sums = torch.zeros_like(self.ema_sums).index_add_(0, indices, tokens)
-        if _is_distributed():
+        if _world_size() > 1:
             dist.all_reduce(sums)
         for average, value in ((self.ema_counts, counts), (self.ema_sums, sums), (self.usage, counts)):
             average.lerp_(value, 1 - self.decay)
@@ -230,10 +234,14 @@ class VectorQuantizer(nn.Module):
         order = torch.randperm(len(tokens), device=tokens.device)
         chosen = tokens[order[torch.arange(int(dead.sum()), device=tokens.device) % len(tokens)]]
         _broadcast(chosen)
-        self.codebook[dead] = chosen
-        self.ema_counts[dead] = start
-        self.ema_sums[dead] = chosen * start
-        self.usage[dead] = 0
+        self._place(dead, chosen, start)
+
+    def _place(self, where: Tensor, tokens: Tensor, count: float) -> None:
+        """Make ``tokens`` the codes at ``where`` (indices or mask), as if each had ``count`` tokens a batch."""
+        self.codebook[where] = tokens
+        self.ema_counts[where] = count
+        self.ema_sums[where] = tokens * count
+        self.usage[where] = 0
 
     def _start_count(self, total: int) -> float:
         """N_k of a new code, four times the restart threshold at ``total`` tokens a batch."""
@@ -254,10 +262,10 @@ def _perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum().exp()
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _broadcast(tensor: Tensor) -> None:
-    if _is_distributed():
+    if _world_size() > 1:
         dist.broadcast(tensor, src=0)

@@ -113,9 +113,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor | float, class_labels: Tensor | int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor | float, class_labels: Tensor | int | None = None) -> Tensor:
         """Predict from a noisy latent.
 
         Args:

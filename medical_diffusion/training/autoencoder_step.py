@@ -8,8 +8,8 @@ other, so that only one of their graphs exists at a time, and each evaluates r o
     ∂/∂θ_D hinge_D(D(x), D(r))                                 (no gradient for r is computed).
 
 Terms and weights (paper): L1 × 4, perceptual × 4 on one random slice per volume, hinge × 1 for each discriminator,
-feature matching × 4, commitment loss as weighted by the bottleneck. A structural term (multi-scale SSIM, spectral) takes
-the place of the perceptual one where no pre-trained network is at hand. The generator's adversarial terms start at
+feature matching × 4, commitment loss as weighted by the bottleneck. Structural and spectral terms take the place of the
+perceptual one where no pre-trained network is at hand. The generator's adversarial terms start at
 ``discriminator_start`` and rise linearly over ``discriminator_warmup`` steps, while the discriminators learn at full
 rate from the start: a fresh discriminator at full weight is what drives the published code into NaN and collapse.
 """
@@ -131,10 +131,10 @@ class AutoencoderStep:
 
         Returns:
             Detached scalars: ``loss`` (the autoencoder's weighted sum), the unweighted terms ``pixel_loss``,
-            ``structural_loss``, ``spectral_loss``, ``perceptual_loss``, ``commitment_loss`` (β included), ``adversarial_loss``,
-            ``feature_matching_loss`` and ``discriminator_loss`` (summed over the discriminators, 0 while they are off),
-            ``codes_used`` in this batch and ``gradient_norm`` of the autoencoder before clipping. Values that are not
-            finite are returned as they are: the caller decides.
+            ``structural_loss``, ``spectral_loss``, ``perceptual_loss``, ``commitment_loss`` (β included),
+            ``adversarial_loss``, ``feature_matching_loss`` and ``discriminator_loss`` (summed over the discriminators,
+            0 while they are off), ``codes_used`` in this batch and ``gradient_norm`` of the autoencoder before
+            clipping. Values that are not finite are returned as they are: the caller decides.
         """
         images = channels_last(images)
         self.autoencoder.train()
@@ -212,7 +212,7 @@ class AutoencoderStep:
             real_maps = discriminator(images if slice_index is None else _slices(images, slice_index))
             fake_maps = discriminator(r if slice_index is None else _slices(r, slice_index))
             adversarial = hinge_generator_loss(fake_maps[-1])
-            matching = feature_matching_loss([m.detach() for m in real_maps], fake_maps)
+            matching = feature_matching_loss(real_maps[:-1], fake_maps[:-1])
             discriminator_loss = hinge_discriminator_loss(real_maps[-1], fake_maps[-1])
         wanted = ramp * (self.adversarial_weight * adversarial + self.feature_matching_weight * matching)
         gradient += torch.autograd.grad(self.scaler.scale(wanted), r, retain_graph=True)[0]

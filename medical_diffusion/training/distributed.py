@@ -43,3 +43,9 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat /= dist.get_world_size()
     for p, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad.copy_(mean.view(p.shape))  # type: ignore[union-attr]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if is_distributed():
+        dist.barrier()

@@ -109,7 +109,6 @@ class StepTrainer(Trainer):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        self.progress.step = self.state.iteration
         if self._signal is not None:
             self.checkpoint.save(self.step, self.progress)
             logger.warning(
@@ -127,12 +126,14 @@ class StepTrainer(Trainer):
         images = images.contiguous(memory_format=torch.channels_last_3d)
         if self.augmentation is not None:
             images = self.augmentation(images)
-        return self.step(images, index)
+        output = self.step(images, index)
+        self.progress.step = engine.state.iteration  # ignite may stop between counting a step and running it
+        return output
 
     def record_validation(self, figure: float) -> None:
         """Keep the weights if ``figure`` (lower is better) is the best so far."""
         if self.progress.best is None or figure < self.progress.best:
-            self.progress.best, self.progress.step = figure, self.state.iteration
+            self.progress.best = figure
             self.checkpoint.save_best(self.step, self.progress)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -158,7 +159,6 @@ def _check_loss(engine: StepTrainer) -> None:
 def _save_when_due(engine: StepTrainer) -> None:
     due = _agreed(time.monotonic() - engine._saved_at >= engine.checkpoint_interval, engine.state.device)
     if due and engine.state.iteration < engine.total_steps and math.isfinite(float(engine.state.output["loss"])):
-        engine.progress.step = engine.state.iteration
         engine.checkpoint.save(engine.step, engine.progress)
         engine._saved_at = time.monotonic()
 

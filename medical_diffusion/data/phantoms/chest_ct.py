@@ -5,6 +5,7 @@ Structures are laid over each other from the skin inwards, in HU. Orientation is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -84,8 +85,8 @@ def chest_ct_phantom(
     nodules = _draw_nodules(canvas, thorax, shape_rng)
 
     image, mask = canvas.average()
-    for nodule in nodules:  # a coarse voxel may hold too little of a nodule to be named after it
-        voxel = canvas.voxel(nodule.pop("body_mm"))
+    for centre, _ in nodules:  # a coarse voxel may hold too little of a nodule to be named after it
+        voxel = canvas.voxel(centre)
         if voxel is not None:
             mask[voxel] = MASK_LABELS["nodules"]
     noise = min(thorax.noise_hu * float(np.sqrt(1000 / np.prod(canvas.spacing))), NOISE_LIMIT_HU)
@@ -97,7 +98,7 @@ def chest_ct_phantom(
         "lung_height_mm": round(thorax.apex - thorax.dome[RIGHT], 1),
         "breasts": thorax.breast > 0,
         "noise_hu": round(noise, 2),
-        "nodules": nodules,
+        "nodules": [facts for _, facts in nodules],
     }
     return Phantom(np.clip(image, -1024, 3071), mask, canvas.affine, facts)
 
@@ -142,7 +143,7 @@ def _draw_abdomen(canvas: Canvas, thorax: Thorax, rng: np.random.Generator) -> N
     canvas.paint(canvas.coverage(stomach), HU["stomach"], body, box)
     canvas.paint(canvas.coverage(liver), HU["liver"] + rng.uniform(-8, 8), MASK_LABELS["liver"], box)
     if rng.uniform() < 0.4:
-        box, bubble = canvas.ball(stomach_centre + (0, 8, -6), rng.uniform(10, 17))
+        box, bubble = canvas.ball(stomach_centre + np.array([0, 8, -6]), rng.uniform(10, 17))
         canvas.paint(bubble, HU["air"], body, box)
 
 
@@ -167,7 +168,7 @@ def _draw_heart_and_vessels(canvas: Canvas, thorax: Thorax) -> None:
     top = z0 + np.sqrt(np.square(thorax.heart_turn[2] * thorax.heart_axes).sum())
 
     def chain(radius: float, *points: Sequence[float]) -> None:
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in itertools.pairwise(points):
             box, tube = canvas.tube(start, end, radius)
             canvas.paint(tube, HU["blood"], label, box)
 
@@ -236,8 +237,8 @@ def _draw_bones(canvas: Canvas, thorax: Thorax) -> None:
 def _draw_airways(canvas: Canvas, thorax: Thorax) -> dict[int, np.ndarray]:
     """Trachea and main bronchi; returns where they enter each lung (the hila)."""
     carina = thorax.carina
-    hila = {side: carina + (side * 34, 2, -28 if side == RIGHT else -24) for side in (LEFT, RIGHT)}
-    tubes = [((0, carina[1] + 4, canvas.height[1]), carina, 8.5)]
+    hila = {side: carina + np.array([side * 34, 2, -28 if side == RIGHT else -24]) for side in (LEFT, RIGHT)}
+    tubes = [(np.array([0, carina[1] + 4, canvas.height[1]]), carina, 8.5)]
     tubes += [(carina, hilum, 6.0) for hilum in hila.values()]
     for start, end, radius in tubes:
         box, tube = canvas.tube(start, end, radius)
@@ -272,20 +273,20 @@ def _draw_lung_vessels(
         canvas.paint(tree[lung_box] * lung, HU["blood"], MASK_LABELS["lung_vessels"], lung_box)
 
 
-def _draw_nodules(canvas: Canvas, thorax: Thorax, rng: np.random.Generator) -> list[dict[str, object]]:
-    """Up to three round nodules of 9 to 28 mm inside the lungs, small ones more often."""
+def _draw_nodules(
+    canvas: Canvas, thorax: Thorax, rng: np.random.Generator
+) -> list[tuple[np.ndarray, dict[str, object]]]:
+    """Up to three round nodules of 9 to 28 mm inside the lungs, small ones more often: centres and facts."""
     nodules = []
     for _ in range(rng.choice(4, p=(0.4, 0.3, 0.2, 0.1))):
         side, radius = int(rng.choice((LEFT, RIGHT))), 4.5 + 9.5 * rng.uniform() ** 2
         centre = thorax.random_points_in_lung(rng, side, count=1, margin=radius)[0]
         box, ball = canvas.ball(centre, radius)
         canvas.paint(ball, rng.uniform(-20, 60), MASK_LABELS["nodules"], box)
-        nodules.append(
-            {
-                "centre_mm": [round(float(v), 1) for v in thorax.turn @ centre + thorax.shift],
-                "diameter_mm": round(2 * radius, 1),
-                "side": "left" if side == LEFT else "right",
-                "body_mm": centre,
-            }
-        )
+        facts = {
+            "centre_mm": [round(float(v), 1) for v in thorax.turn @ centre + thorax.shift],
+            "diameter_mm": round(2 * radius, 1),
+            "side": "left" if side == LEFT else "right",
+        }
+        nodules.append((centre, facts))
     return nodules

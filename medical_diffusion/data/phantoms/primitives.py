@@ -18,7 +18,8 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import per_axis
 
 Array = np.ndarray
-Points = Sequence[Array]  # x, y, z of any common shape, in mm
+Point = Sequence[float] | Array  # x, y, z in mm
+Points = Sequence[Array] | Array  # x, y, z of any common shape, in mm
 Box = tuple[slice, slice, slice]
 
 FINEST_NEEDED_MM = 5.0  # drawing finer than this changes nothing that a coarse voxel shows
@@ -56,7 +57,7 @@ def _squares(x: Array, y: Array, z: Array) -> Array:
     return x * x + y * y + z * z
 
 
-def ellipsoid(points: Points, centre: Sequence[float], axes: Sequence[float], turn: Array | None = None) -> Array:
+def ellipsoid(points: Points, centre: Point, axes: Point, turn: Array | None = None) -> Array:
     """First-order signed distance to an ellipsoid: ``(rho - 1) / |grad rho|``; columns of ``turn`` are its axes."""
     p = [value - float(c) for value, c in zip(points, centre, strict=True)]
     if turn is not None:
@@ -66,9 +67,7 @@ def ellipsoid(points: Points, centre: Sequence[float], axes: Sequence[float], tu
     return (rho - 1) * rho / np.sqrt(_squares(*(v * (1 / float(a)) for v, a in zip(u, axes, strict=True))) + 1e-12)
 
 
-def domed_column(
-    points: Points, centre: Sequence[float], axes: Sequence[float], top: float, boxy: bool = False
-) -> Array:
+def domed_column(points: Points, centre: Point, axes: Point, top: float, boxy: bool = False) -> Array:
     """Signed distance to an upright column (``axes[:2]``) that closes in a dome of height ``axes[2]`` above
     ``z = top``; it is open downwards. ``boxy`` takes a superellipse of exponent 2.5 instead of an ellipse."""
     u = [
@@ -83,7 +82,7 @@ def domed_column(
     return (rho - 1) * (rho * np.sqrt(rho) if boxy else rho) / slope
 
 
-def segment_distance(points: Points, start: Sequence[float], end: Sequence[float]) -> Array:
+def segment_distance(points: Points, start: Point, end: Point) -> Array:
     """Distance to the line segment from ``start`` to ``end``."""
     along = [float(e) - float(s) for s, e in zip(start, end, strict=True)]
     length = sum(a * a for a in along)
@@ -113,7 +112,7 @@ class Canvas:
         field_of_view: Sequence[float],
         turn: Array,
         shift: Array,
-        slice_centre: Sequence[float],
+        slice_centre: Point,
         background: float,
     ) -> None:
         self.image_size = per_axis(image_size, "image_size")
@@ -130,21 +129,22 @@ class Canvas:
         fine = self.spacing / self.factors
         self.edge = float(fine.max())
         self._fine, self._first = fine, centre - fine * (size * self.factors - 1) / 2
-        axes = [first + step * np.arange(n) for first, step, n in zip(self._first, fine, size * self.factors, strict=True)]
-        world = np.meshgrid(*(a - s for a, s in zip(axes, shift, strict=True)), indexing="ij", sparse=True)
+        steps = (np.arange(n) for n in size * self.factors)
+        axes = [first - s + step * n for first, s, step, n in zip(self._first, shift, fine, steps, strict=True)]
+        world = np.meshgrid(*axes, indexing="ij", sparse=True)
         self.points = [sum(turn[k, i] * world[k] for k in range(3)).astype(np.float32) for i in range(3)]
         self.height = (float(self.points[2].min()), float(self.points[2].max()))  # lowest and highest body z
         self.image = np.full(self.points[0].shape, background, np.float32)
         self.mask = np.zeros(self.points[0].shape, np.uint8)
 
-    def box(self, points: Sequence[Sequence[float]], margin: float) -> Box:
+    def box(self, points: Sequence[Point], margin: float) -> Box:
         """Index range that holds the body points and everything within ``margin`` mm of them."""
         index = (np.asarray(points, float) @ self.turn.T + (self.shift - self._first)) / self._fine
         reach = (margin + self.edge) / self._fine
         low, high = index.min(0) - reach, index.max(0) + reach + 1
         return tuple(slice(max(int(a), 0), max(int(b) + 1, 0)) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
-    def region(self, low: Sequence[float], high: Sequence[float]) -> Box:
+    def region(self, low: Point, high: Point) -> Box:
         """Index range that holds the block of body points between ``low`` and ``high``."""
         return self.box(list(itertools.product(*zip(low, high, strict=True))), 0)
 
@@ -156,13 +156,13 @@ class Canvas:
         """Share of each voxel that a structure fills, from its signed distance."""
         return np.clip(0.5 - distance / self.edge, 0, 1)
 
-    def ball(self, centre: Sequence[float], radius: float) -> tuple[Box, Array]:
+    def ball(self, centre: Point, radius: float) -> tuple[Box, Array]:
         """Box and coverage of a sphere of any size, also one smaller than a voxel."""
         box, drawn = self.box([centre], radius), max(radius, self.edge / 2)
         distance = segment_distance(self.within(box), centre, centre) - drawn
         return box, self.coverage(distance) * (radius / drawn) ** 3
 
-    def tube(self, start: Sequence[float], end: Sequence[float], radius: float) -> tuple[Box, Array]:
+    def tube(self, start: Point, end: Point, radius: float) -> tuple[Box, Array]:
         """Box and coverage of a round tube of any width, also one thinner than a voxel."""
         drawn = max(radius, self.edge / 2)
         box = self.box([start, end], drawn)
@@ -176,14 +176,15 @@ class Canvas:
 
     def average(self) -> tuple[Array, Array]:
         """Image and mask at ``image_size``: the mean of the fine voxels and their most frequent label."""
-        steps = [np.s_[i :: self.factors[0], j :: self.factors[1], k :: self.factors[2]] for i, j, k in np.ndindex(*self.factors)]
-        image = sum(self.image[step] for step in steps) / np.float32(len(steps))
+        i, j, k = self.factors
+        steps = [np.s_[a::i, b::j, c::k] for a, b, c in np.ndindex(i, j, k)]
+        image = np.asarray(sum(self.image[step] for step in steps)) / np.float32(len(steps))
         parts = [self.mask[step] for step in steps]
         labels = np.flatnonzero(np.bincount(self.mask.ravel())).astype(np.uint8)
         counts = np.stack([sum((part == label).astype(np.uint16) for part in parts) for label in labels])
         return image, labels[counts.argmax(0)]
 
-    def voxel(self, point: Sequence[float]) -> tuple[int, int, int] | None:
+    def voxel(self, point: Point) -> tuple[int, int, int] | None:
         """Index of the voxel that holds a body point, None outside the image."""
         world = self.turn @ np.asarray(point, float) + self.shift
         index = np.round((world - self.affine[:3, 3]) / self.spacing).astype(int)

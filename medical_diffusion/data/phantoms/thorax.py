@@ -117,7 +117,8 @@ class Thorax:
         and what lies below the diaphragm."""
         a, b = self.cavity
         column = domed_column(p, (side * 0.42 * a, -6), (0.63 * a, 1.15 * b, 135), self.apex - 135)
-        wall = self.mediastinum * (1 - 0.4 * np.square(p[1] / b)) - 7 * np.clip((p[2] - float(self.carina[2])) / 60, 0, 1)
+        narrowing = 7 * np.clip((p[2] - float(self.carina[2])) / 60, 0, 1)
+        wall = self.mediastinum * (1 - 0.4 * np.square(p[1] / b)) - narrowing
         lung = smooth_max(cage, column, 12)
         lung = smooth_max(lung, wall - side * p[0], 10)
         lung = smooth_max(lung, 4 - self.heart(p), 8)

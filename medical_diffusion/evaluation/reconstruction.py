@@ -1,0 +1,138 @@
+"""How well the autoencoder gives volumes back: MSE, PSNR and MS-SSIM, beside interpolation by the same compression.
+
+The baseline shrinks the volume as much as the latent does, by plain down- and upsampling: an autoencoder has to beat it
+to have learned anything. Every number is per volume; a table shows mean ± standard deviation over volumes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.losses.ssim import ms_ssim
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation over volumes; the deviation of a single volume is NaN."""
+
+    mean: float
+    std: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.std:.2g}" if self.count > 1 else f"{self.mean:.4g}"
+
+
+def summarise(values: Tensor | Sequence[float]) -> Summary:
+    """Summary of one number per volume, ``(N,)``.
+
+    Raises:
+        UserError: no volume.
+    """
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.numel() == 0:
+        raise UserError("a summary needs at least one volume")
+    std = values.std().item() if values.numel() > 1 else math.nan
+    return Summary(values.mean().item(), std, values.numel())
+
+
+def mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """``(B,)`` from two tensors ``(B, ...)``."""
+    return (x.double() - y.double()).square().flatten(1).mean(1)
+
+
+def psnr(x: Tensor, y: Tensor, data_range: float) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``10 log10(data_range² / MSE)``; infinite for equal volumes.
+
+    Args:
+        x: ``(B, ...)``.
+        y: of the same shape.
+        data_range: difference between the largest and the smallest possible value, 2 for images in [-1, 1].
+
+    Returns:
+        ``(B,)``, float64.
+    """
+    return 10 * torch.log10(data_range**2 / mean_squared_error(x, y))
+
+
+def reconstruction_metrics(reconstruction: Tensor, target: Tensor, data_range: float = 2.0) -> dict[str, Tensor]:
+    """``psnr`` (dB), ``mse`` and ``ms_ssim`` of each volume, ``(B,)`` each.
+
+    Args:
+        reconstruction: ``(B, C, H, W, D)``.
+        target: of the same shape.
+        data_range: difference between the largest and the smallest possible value, 2 for images in [-1, 1].
+
+    Raises:
+        UserError: different shapes or ``data_range`` not positive.
+    """
+    # first, because it checks its input
+    similarity = ms_ssim(reconstruction, target, data_range)
+    return {
+        "psnr": psnr(reconstruction, target, data_range),
+        "mse": mean_squared_error(reconstruction, target),
+        "ms_ssim": similarity,
+    }
+
+
+def trilinear_baseline(volumes: Tensor, compression: Sequence[int]) -> Tensor:
+    """The volumes after trilinear down- and upsampling.
+
+    Averaging whole blocks on the way down instead is the same at 2 and scores lower at 4: the way up blurs once more.
+
+    Args:
+        volumes: ``(B, C, H, W, D)``.
+        compression: factor of each axis; an axis is never made shorter than 1.
+
+    Returns:
+        of the same shape.
+    """
+    size = volumes.shape[2:]
+    small = [max(1, n // c) for n, c in zip(size, compression, strict=True)]
+    reduced = functional.interpolate(volumes, small, mode="trilinear", align_corners=False)
+    return functional.interpolate(reduced, size, mode="trilinear", align_corners=False)
+
+
+class ReconstructionScore:
+    """Collects the metrics of volumes and of the interpolation baseline, batch by batch.
+
+    Args:
+        compression: of the autoencoder, per axis.
+        data_range: difference between the largest and the smallest possible value, 2 for images in [-1, 1].
+    """
+
+    def __init__(self, compression: Sequence[int], data_range: float = 2.0) -> None:
+        self.compression, self.data_range = tuple(compression), data_range
+        self.values: dict[str, list[float]] = {}
+
+    @torch.no_grad()
+    def update(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Adds a batch ``(B, C, H, W, D)`` and returns its metrics ``(B,)``, the baseline's as ``baseline_...``."""
+        metrics = reconstruction_metrics(reconstruction, target, self.data_range)
+        baseline = trilinear_baseline(target, self.compression)
+        for name, value in reconstruction_metrics(baseline, target, self.data_range).items():
+            metrics[f"baseline_{name}"] = value
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).extend(value.tolist())
+        return metrics
+
+    def summary(self) -> dict[str, Summary]:
+        """Mean and standard deviation of each metric over all volumes so far, and of the gain in dB.
+
+        ``psnr_gain`` is the PSNR above the baseline's, volume by volume.
+
+        Raises:
+            UserError: no volume yet.
+        """
+        if not self.values:
+            raise UserError("a summary needs at least one volume")
+        result = {name: summarise(values) for name, values in self.values.items()}
+        gains = [a - b for a, b in zip(self.values["psnr"], self.values["baseline_psnr"], strict=True)]
+        return result | {"psnr_gain": summarise(gains)}

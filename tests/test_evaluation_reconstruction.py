@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.reconstruction import (
+    ReconstructionScore,
+    psnr,
+    reconstruction_metrics,
+    summarise,
+    trilinear_baseline,
+)
+
+
+def test_metrics_of_a_known_error() -> None:
+    target = torch.rand(3, 1, 12, 12, 6) * 2 - 1
+    offset = torch.tensor([0.1, 0.2, 0.0]).view(3, 1, 1, 1, 1)
+    metrics = reconstruction_metrics(target + offset, target)
+    assert metrics["mse"].tolist() == pytest.approx([0.01, 0.04, 0.0], rel=1e-4, abs=1e-9)
+    assert metrics["psnr"][:2].tolist() == pytest.approx([26.0206, 20.0], rel=1e-4)
+    assert metrics["psnr"][2] == math.inf
+    assert metrics["ms_ssim"][0] > metrics["ms_ssim"][1]
+    assert metrics["ms_ssim"][2] == pytest.approx(1)
+
+
+def test_psnr_is_the_same_in_every_unit() -> None:
+    x, y = torch.rand(2, 1, 4, 4, 1), torch.rand(2, 1, 4, 4, 1)
+    torch.testing.assert_close(psnr(x, y, 1), psnr(x * 4000 - 1000, y * 4000 - 1000, 4000), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(16, 16, 8), (16, 12, 1), (15, 9, 7), (2, 2, 2)])
+def test_baseline_keeps_shape_and_smooth_content(size: tuple[int, ...]) -> None:
+    constant = torch.full((1, 2, *size), 0.3)
+    torch.testing.assert_close(trilinear_baseline(constant, (4, 4, 4)), constant)
+    noise = torch.randn(1, 1, *size)
+    result = trilinear_baseline(noise, (4, 4, 4))
+    assert result.shape == noise.shape
+    assert result.std() < noise.std()
+    assert torch.equal(trilinear_baseline(noise, (1, 1, 1)), noise)
+
+
+def test_score_gathers_batches_and_compares_with_the_baseline() -> None:
+    torch.manual_seed(0)
+    score = ReconstructionScore((2, 2, 2))
+    target = torch.rand(3, 1, 12, 12, 6) * 2 - 1
+    close = target + 0.01 * torch.randn_like(target)
+    score.update(close[:2], target[:2])
+    score.update(close[2:], target[2:])
+    summary = score.summary()
+    expected = summarise(reconstruction_metrics(close, target)["psnr"])
+    assert summary["psnr"].mean == pytest.approx(expected.mean)
+    assert summary["psnr"].std == pytest.approx(expected.std)
+    assert summary["psnr"].count == 3
+    assert summary["psnr_gain"].mean == pytest.approx(summary["psnr"].mean - summary["baseline_psnr"].mean)
+    assert summary["psnr_gain"].mean > 20
+    assert str(summarise([1.0, 3.0])) == "2 ± 1.4"
+    assert str(summarise([1.0])) == "1"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: summarise([]), "needs at least one volume"),
+        (lambda: ReconstructionScore((2, 2, 2)).summary(), "needs at least one volume"),
+        (lambda: reconstruction_metrics(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 2)), "of the same shape"),
+    ],
+)
+def test_bad_calls_are_named(call, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
