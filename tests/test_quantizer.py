@@ -20,6 +20,7 @@ def filled(num_codes: int = 300, code_dim: int = 8, **options: float) -> VectorQ
     q.ema_sums.copy_(q.codebook)
     q.usage.fill_(1.0)
     q.codes_initialised.fill_(num_codes)
+    q.batches_seen.fill_(q.init_batches)
     return q
 
 
@@ -113,10 +114,13 @@ def test_the_codebook_starts_as_a_ring_of_the_latest_tokens() -> None:
 
 
 def test_a_moving_encoder_does_not_leave_the_codebook_behind() -> None:
-    q = VectorQuantizer(64, 8, init_batches=20)
-    for batch in range(40):
-        used = q(torch.randn(1, 8, 4, 4, 4) + min(batch, 20)).codes_used
-    assert used > 20
+    used = {}
+    for init_batches in (1, 20):
+        q = VectorQuantizer(64, 8, init_batches=init_batches)
+        for batch in range(40):
+            used[init_batches] = q(torch.randn(1, 8, 4, 4, 4) + min(batch, 20)).codes_used
+    assert used[1] == 1
+    assert used[20] > 10
 
 
 def test_resuming_never_starts_over_and_continues_exactly(tmp_path: Path) -> None:

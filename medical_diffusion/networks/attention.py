@@ -139,7 +139,7 @@ class SpatialAttention(_Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, c, h, w) to the same shape; n counts slices."""
-        n, _, height, width = x.shape
+        height, width = x.shape[2:]
         if height * width == 1:
             return x
         full = self.kind == "full" or (self.kind == "auto" and height * width <= FULL_ATTENTION_POSITIONS)
@@ -183,8 +183,12 @@ class DepthAttention(_Attention):
 
     def _in_kernels(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         mask = bias.to(q.dtype)
-        chunks = zip(
-            *(rearrange(t, "heads p d e -> p heads d e").split(MAX_KERNEL_BATCH) for t in (q, k, v)), strict=True
+        q, k, v = (rearrange(t, "heads p d e -> p heads d e") for t in (q, k, v))
+        chunks = [t.split(MAX_KERNEL_BATCH) for t in (q, k, v)]
+        y = torch.cat(
+            [
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+                for q, k, v in zip(*chunks, strict=True)
+            ]
         )
-        y = torch.cat([F.scaled_dot_product_attention(*chunk, attn_mask=mask, scale=1.0) for chunk in chunks])
         return rearrange(y, "p heads d e -> heads p d e")

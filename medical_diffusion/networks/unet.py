@@ -111,7 +111,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(width, out_channels or in_channels, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, timesteps: Tensor | float, class_labels: Tensor | int | None = None) -> Tensor:
         """Predict from a noisy latent.
@@ -163,18 +163,17 @@ class UNet(nn.Module):
         self, batch: int, device: torch.device, timesteps: Tensor | float, class_labels: Tensor | int | None
     ) -> Tensor:
         embedding = self.time_embedding(_one_each("timesteps", timesteps, batch, device))
-        if self.class_embedding is None:
+        if self.class_embedding is None or self.num_classes is None:
             if class_labels is not None:
                 raise UserError(
                     "class_labels need a network with classes", class_labels, "Build the UNet with num_classes"
                 )
             return embedding
-        labels = self.num_classes if class_labels is None else class_labels
-        labels = _one_each("class_labels", labels, batch, device).long()
+        labels = _one_each("class_labels", self.num_classes if class_labels is None else class_labels, batch, device)
         # on a GPU the check would wait for the device at every step; there, the embedding itself stops
         if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
             raise UserError(f"class_labels must lie in [0, {self.num_classes}]", labels.tolist())
-        return embedding + self.class_embedding(labels)
+        return embedding + self.class_embedding(labels.long())
 
 
 def _one_each(name: str, value: Tensor | float, batch: int, device: torch.device) -> Tensor:

@@ -84,6 +84,7 @@ class Downsample(nn.Conv2d):
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, c, h, w) to (n, c, ceil(h / 2), ceil(w / 2))."""
         height, width = x.shape[2:]
         if height % 2 or width % 2:
             x = F.pad(x, (0, width % 2, 0, height % 2))
@@ -97,6 +98,7 @@ class Upsample(nn.ConvTranspose2d):
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
 
     def forward(self, x: Tensor, plane: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """Map (n, c, ceil(h / 2), ceil(w / 2)) to (n, c, h, w), where ``plane`` is (h, w)."""
         return super().forward(x)[:, :, : plane[0], : plane[1]]
 
 
