@@ -52,13 +52,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 def _is_write_failure(error: RuntimeError) -> bool:
     """torch.save reports a failing stream as a RuntimeError of its zip writer."""
-    return any(word in str(error) for word in ("file write failed", "PytorchStreamWriter", "unexpected pos", "No space"))
+    return any(
+        word in str(error) for word in ("file write failed", "PytorchStreamWriter", "unexpected pos", "No space")
+    )
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write ``text`` in UTF-8."""
+    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | Path, content: object) -> Path:
     """Write ``content`` as indented JSON."""
-    text = json.dumps(content, indent=2) + "\n"
-    return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_tensors(path: str | Path, content: dict[str, Any]) -> Path:

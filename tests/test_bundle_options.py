@@ -120,7 +120,9 @@ def test_bundles_are_in_step_with_their_template(name: str) -> None:
 def test_every_option_is_read_by_a_configuration_or_the_package() -> None:
     """An option that nothing reads would be a promise that is not kept."""
     package = Path(__file__).resolve().parents[1] / "medical_diffusion"
-    text = "".join(p.read_text(encoding="utf-8") for p in (package / "bundle").rglob("*") if p.suffix in (".py", ".json"))
+    text = "".join(
+        p.read_text(encoding="utf-8") for p in (package / "bundle").rglob("*") if p.suffix in (".py", ".json")
+    )
     for name in OPTIONS:
         assert f"settings.{name}" in text or f"s.{name}" in text, name
 

@@ -122,7 +122,7 @@ def test_samples_are_files_with_units_affine_and_provenance(trained: Path, tmp_p
     np.testing.assert_allclose(image.header.get_zooms(), (20.0,) * 3)  # type: ignore[attr-defined]
     np.testing.assert_allclose(image.affine @ [7.5, 7.5, 7.5, 1], [0, 0, 0, 1], atol=1e-4)  # type: ignore
     values = read(tmp_path / "sample_6.nii.gz")
-    assert values.dtype == np.int16 and -1000 <= values.min() and values.max() <= 1000
+    assert values.dtype == np.int16 and values.min() >= -1000 and values.max() <= 1000
     sidecar = json.loads((tmp_path / "sample_6.json").read_text())
     assert sidecar["synthetic"] is True and sidecar["seed"] == 6 and sidecar["unit"] == "HU"
     assert sidecar["sampler"] == "ddpm" and sidecar["num_steps"] == 8
@@ -177,7 +177,9 @@ def test_inference_refuses_what_does_not_fit(trained: Path, tmp_path: Path) -> N
         "inference", **common, image_size=[32, 32, 32]
     )
     assert "a checkpoint must exist" in refused("inference", run_dir=str(tmp_path / "none"), device="cpu")
-    assert "must fit the network" in refused("inference", **common, **{"network_def#norm_groups": 4, "network_def#num_heads": 1})
+    assert "must fit the network" in refused(
+        "inference", **common, **{"network_def#norm_groups": 4, "network_def#num_heads": 1}
+    )
     assert "num_steps" in refused("inference", **common, num_steps=9).replace("steps must", "num_steps must")
     (tmp_path / "file").write_text("")
     assert "must be writable" in refused("inference", run_dir=str(trained), output_dir=str(tmp_path / "file"))

@@ -174,7 +174,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="disk is full.*run the same command again"):
+    with pytest.raises(UserError, match=r"disk is full.*run the same command again"):
         save_tensors(path, {"a": 2})
     assert load_tensors(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
@@ -183,7 +183,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_loader_covers_every_item_and_can_start_anywhere() -> None:
     sampler = StepSampler(5, 2, seed=4)
     batches = [sampler.batch(s) for s in range(5)]
-    assert sorted(sum(batches, [])) == sorted(list(range(5)) * 2)
+    assert sorted(index for batch in batches for index in batch) == sorted(list(range(5)) * 2)
     sampler.first_step = 3
     assert next(iter(sampler)) == batches[3]
     ranks = [StepSampler(6, 1, seed=0, rank=r, world_size=2).batch(s)[0] for s in range(3) for r in range(2)]
@@ -212,7 +212,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch() -> None:
         torch.manual_seed(0)
         network = TinyDenoiser()
         network.dropout.p = 0.0
-        step = DiffusionStep(network, torch.optim.SGD(network.parameters(), lr=1.0), DDPMSampler(10), accumulation=parts)
+        step = DiffusionStep(
+            network, torch.optim.SGD(network.parameters(), lr=1.0), DDPMSampler(10), accumulation=parts
+        )
         torch.manual_seed(5)
         step(Latents(4).items, 0)
         weights.append(network.conv.weight.detach().clone())

@@ -1,4 +1,4 @@
-"""What bundle configurations call; ``$import medical_diffusion.bundle as bundle`` makes it available to their expressions."""
+"""What the expressions of bundle configurations call, as ``bundle.<name>``."""
 
 from medical_diffusion.bundle.context import bundle_root
 from medical_diffusion.bundle.folders import Folders

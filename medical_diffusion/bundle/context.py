@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -28,7 +29,9 @@ def running_workflow() -> ConfigWorkflow | None:
 def running_parser() -> ConfigParser | None:
     """The parser whose configuration is being evaluated, if there is one."""
     workflow = running_workflow()
-    return workflow.parser if workflow is not None else _search_frames(lambda local: _as(local.get("self"), ConfigParser))
+    return (
+        workflow.parser if workflow is not None else _search_frames(lambda local: _as(local.get("self"), ConfigParser))
+    )
 
 
 def config_item(config_id: str, default: Any = None) -> Any:
@@ -114,12 +117,12 @@ def _config_files(workflow: ConfigWorkflow) -> list[Path]:
 
 
 def _search_frames(pick: Any) -> Any:
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         found = pick(frame.f_locals)
         if found is not None:
             return found
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 

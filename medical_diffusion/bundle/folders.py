@@ -48,6 +48,8 @@ def check_writable(folder: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            "the output folder must be writable", f"{folder} ({error.strerror})", "Pass another one, or change its rights"
+            "the output folder must be writable",
+            f"{folder} ({error.strerror})",
+            "Pass another one, or change its rights",
         ) from error
     return folder

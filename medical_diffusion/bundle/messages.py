@@ -40,7 +40,9 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
     data.prepare()
     logger.info("Intensity: %s.", describe_intensity(settings))
     if settings.perceptual == "none":
-        logger.info("Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it).")
+        logger.info(
+            "Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it)."
+        )
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
 
 

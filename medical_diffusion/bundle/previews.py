@@ -61,7 +61,7 @@ def draw(sampler: LatentSampler, network: nn.Module, seeds: range) -> list[np.nd
     volumes: list[np.ndarray] = []
 
     def progress(steps: object) -> tqdm:
-        return tqdm(steps, desc="sampling the preview", unit="step", leave=False)  # type: ignore[call-overload]
+        return tqdm(steps, desc="sampling the preview", unit="step", leave=False)
 
     for start in range(seeds.start, seeds.stop, batch):
         chosen = range(start, min(start + batch, seeds.stop))

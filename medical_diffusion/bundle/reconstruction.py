@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from medical_diffusion.data import LatentDataset
-from medical_diffusion.evaluation.reconstruction import ReconstructionScore
+from medical_diffusion.evaluation import ReconstructionScore
 from medical_diffusion.pictures import volume_grid
 from medical_diffusion.training import DiffusionStep
 
@@ -28,9 +28,7 @@ class ReconstructionEvaluation:
         data_range: of the values.
     """
 
-    def __init__(
-        self, autoencoder: nn.Module, dataset: Dataset, device: torch.device, data_range: float = 2.0
-    ) -> None:
+    def __init__(self, autoencoder: nn.Module, dataset: Dataset, device: torch.device, data_range: float = 2.0) -> None:
         self.autoencoder, self.dataset, self.device, self.data_range = autoencoder, dataset, device, data_range
 
     def __call__(self) -> dict[str, float]:
@@ -40,7 +38,7 @@ class ReconstructionEvaluation:
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling by the same compression."""
+        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling."""
         training = self.autoencoder.training
         self.autoencoder.eval().to(self.device)
         score, used = ReconstructionScore(self.autoencoder.compression, self.data_range), []  # type: ignore[arg-type]

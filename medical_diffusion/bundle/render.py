@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import write_atomically
+from medical_diffusion.files import write_text
 
 TEMPLATES = files("medical_diffusion.bundle") / "templates"
 OPTION_CONFIGS = ("train", "inference", "evaluate")
@@ -39,8 +39,8 @@ def render_bundle(name: str) -> dict[str, str]:
             rendered[f"configs/{entry.name}"] = _lines(_compose(family, config, common, options, bundle))
     metadata = _read(family / "metadata.json")
     rendered["configs/metadata.json"] = _lines(_fill_metadata(metadata, name, bundle, options))
-    rendered["docs/README.md"] = _text(family / "README.md").replace("{name}", name).replace(
-        "{task}", bundle["metadata"]["task"]
+    rendered["docs/README.md"] = (
+        _text(family / "README.md").replace("{name}", name).replace("{task}", bundle["metadata"]["task"])
     )
     rendered["LICENSE"] = _text(family / "LICENSE")
     return rendered
@@ -65,7 +65,7 @@ def render_all(check: bool = False, bundles_dir: str | Path = "bundles") -> list
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 drifted.append(str(path))
                 if not check:
-                    write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+                    write_text(path, text)
     return drifted
 
 
@@ -86,7 +86,10 @@ def _compose(
     composed |= {name: None if name in _GIVEN else f"$@defaults['{name}']" for name in names}
     composed |= {"device": own.pop("device"), "phantom_kind": bundle["phantom_kind"], "defaults": own.pop("defaults")}
     composed |= {**used, **own}
-    composed["settings"] = {**used["settings"], "values": {n: f"@{n}" if n != "device" else "$str(@device)" for n in names}}
+    composed["settings"] = {
+        **used["settings"],
+        "values": {n: f"@{n}" if n != "device" else "$str(@device)" for n in names},
+    }
     return composed
 
 

@@ -29,7 +29,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 class LatentDataset(Dataset):
-    """Latents of ``volumes`` under ``codec``; built at the first item (or :meth:`build`), read by memory map after that.
+    """Latents of ``volumes`` under ``codec``; built at the first item or by :meth:`build`, read by memory map then.
 
     Args:
         volumes: data set whose items hold ``image`` (C, H, W, D).

@@ -1,0 +1,29 @@
+"""Figures of quality: reconstruction, sharpness, anatomy in place, nearest training neighbours."""
+
+from medical_diffusion.evaluation.anatomy import ChestAnatomy, chest_anatomy
+from medical_diffusion.evaluation.neighbours import MemorisationReport, Neighbours, memorisation, nearest_neighbours
+from medical_diffusion.evaluation.reconstruction import (
+    ReconstructionScore,
+    mean_squared_error,
+    psnr,
+    reconstruction_metrics,
+    trilinear_baseline,
+)
+from medical_diffusion.evaluation.spectrum import high_frequency_energy, high_frequency_ratio, radial_power_spectrum
+
+__all__ = [
+    "ChestAnatomy",
+    "MemorisationReport",
+    "Neighbours",
+    "ReconstructionScore",
+    "chest_anatomy",
+    "high_frequency_energy",
+    "high_frequency_ratio",
+    "mean_squared_error",
+    "memorisation",
+    "nearest_neighbours",
+    "psnr",
+    "radial_power_spectrum",
+    "reconstruction_metrics",
+    "trilinear_baseline",
+]

@@ -61,9 +61,7 @@ class _SizedConvolution(nn.Module):
     ) -> None:
         super().__init__()
         if padding_mode not in PADDING_MODES:
-            raise UserError(
-                "padding_mode must be known", padding_mode, did_you_mean(str(padding_mode), PADDING_MODES)
-            )
+            raise UserError("padding_mode must be known", padding_mode, did_you_mean(str(padding_mode), PADDING_MODES))
         self.size = per_axis(size, "size")
         kernel = per_axis(kernel_size, "kernel_size")
         strides = per_axis(stride, "stride")
@@ -139,9 +137,7 @@ class Convolution(_SizedConvolution):
         if self.padding_mode == "replicate":
             x, border = replicate_pad(x, border), (0,) * self.rank
         convolve = F.conv2d if self.rank == 2 else F.conv3d
-        return self.unsqueezed(
-            convolve(x, self.squeezed(self.weight), self.bias, self.stride[: self.rank], border)
-        )
+        return self.unsqueezed(convolve(x, self.squeezed(self.weight), self.bias, self.stride[: self.rank], border))
 
 
 class TransposedConvolution(_SizedConvolution):

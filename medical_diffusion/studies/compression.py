@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from medical_diffusion.bundle import hook
 from medical_diffusion.bundle.folders import check_writable
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import write_atomically
+from medical_diffusion.files import write_text
 from medical_diffusion.pictures import to_grey, volume_grid, write_png
 
 logger = logging.getLogger(__name__)
@@ -104,10 +104,10 @@ def _write_table(output: Path, reports: Mapping[int, Mapping[str, Any]]) -> None
         rows.append([compression, report["volumes"], *figures, baseline, used, f"{codebook['perplexity']:.0f}"])
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
     text = "Reconstruction of held-out volumes, mean ± SD.\n\n" + "\n".join(lines) + "\n"
-    write_atomically(output / "table.md", lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(output / "table.md", text)
     table = io.StringIO()
     csv.writer(table).writerows([header, *rows])
-    write_atomically(output / "table.csv", lambda part: part.write_text(table.getvalue(), encoding="utf-8"))
+    write_text(output / "table.csv", table.getvalue())
     logger.info("%s", text)
 
 
@@ -121,7 +121,9 @@ def _figure(real: Sequence[np.ndarray], arms: Mapping[int, Sequence[np.ndarray]]
     rows = [("real, held out", list(real))]
     rows += [(f"compression {c}", list(volumes)) for c, volumes in arms.items()]
     overview = volume_grid(rows, (-1.0, 1.0))
-    close_ups = volume_grid([(f"close-up: {label}", [_close_up(v) for v in volumes]) for label, volumes in rows], (0, 255))
+    close_ups = volume_grid(
+        [(f"close-up: {label}", [_close_up(v) for v in volumes]) for label, volumes in rows], (0, 255)
+    )
     width = max(overview.shape[1], close_ups.shape[1])
     sheets = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in (overview, close_ups)]
     return np.concatenate(sheets, axis=0)

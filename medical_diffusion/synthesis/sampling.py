@@ -58,7 +58,7 @@ class LatentSampler(Inferer):
         self.amp_dtype = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, inputs: Sequence[int], network: nn.Module, progress: Callable[[Any], Any] | None = None
     ) -> Tensor:
         """Volumes (B, C, H, W, D) in [-1, 1] for the seeds ``inputs``, by the denoising ``network``."""
@@ -104,7 +104,7 @@ class SynthesisEvaluator(Evaluator):
 
     def run(self, global_epoch: int = 1) -> None:
         """Draw every seed of the loader; does nothing when all are written."""
-        total = len(self.data_loader.dataset)  # type: ignore[union-attr]
+        total = len(self.data_loader.dataset)
         if total == 0:
             return
         self.network.to(self.state.device)

@@ -1,6 +1,6 @@
 """One training step of stage 2: predict the noise that was added to whitened latents (Ho et al. 2020, eq. 14, with L1).
 
-    t ~ U{0, ..., T-1},  e ~ N(0, 1),  z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e,  loss = |target(z_0, e, t) - f(z_t, t)|
+t ~ U{0, ..., T-1},  e ~ N(0, 1),  z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e,  loss = |target(z_0, e, t) - f(z_t, t)|
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NoisePredictionInferer(Inferer):
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, inputs: Tensor, network: nn.Module, noise: Tensor, timesteps: Tensor, **conditions: Tensor
     ) -> Tensor:
         """Prediction of ``network`` for ``inputs`` (B, C, h, w, d) noised to ``timesteps`` (B,)."""
@@ -102,7 +102,7 @@ class DiffusionStep:
         return {"loss": total, "gradient_norm": norm.detach(), "ema_decay": torch.tensor(decay)}
 
     def draw(self, latents: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Noise like ``latents`` and timesteps (B,), stratified over [0, T) so that a small batch covers the schedule."""
+        """Noise like ``latents`` and timesteps (B,), stratified over [0, T): a small batch covers the schedule."""
         device = generator.device if generator is not None else latents.device
         noise = torch.randn(latents.shape, device=device, generator=generator).to(latents)
         offset = torch.rand(1, device=device, generator=generator)

@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
 
@@ -42,8 +42,8 @@ class ExponentialMovingAverage:
         """Take in the weights of ``network`` after an optimiser step; returns the decay that was used."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (RAMP_STEPS + self.updates))
-        averaged = list(self.network.parameters())
-        current = [p.detach() for p in network.parameters()]
+        averaged: list[Tensor] = list(self.network.parameters())
+        current: list[Tensor] = [p.detach() for p in network.parameters()]
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
         for mean, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             mean.copy_(buffer)

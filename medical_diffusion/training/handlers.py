@@ -62,7 +62,9 @@ class ProgressBar:
             return
         last = engine.state.iteration == engine.total_steps
         if last or time.monotonic() - self._shown_at >= self.interval:
-            shown = {k.removesuffix("_loss"): f"{v:.3g}" for k, v in scalars(engine.state.output).items() if "loss" in k}
+            shown = {
+                k.removesuffix("_loss"): f"{v:.3g}" for k, v in scalars(engine.state.output).items() if "loss" in k
+            }
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(engine.state.iteration - self._bar.n)
             self._shown_at = time.monotonic()
