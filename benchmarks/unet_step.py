@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -55,7 +56,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    build(name, options.channels, 8)  # imports everything that the network needs
+    importlib.import_module("monai.networks.nets" if name == "monai" else "medical_diffusion.networks.unet")
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network = build(name, options.channels, options.width)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
