@@ -95,6 +95,13 @@ def test_more_steps_extend_and_finished_work_is_skipped(tmp_path: Path, caplog: 
     assert (tmp_path / "long" / "model.pt").stat().st_mtime_ns == before
 
 
+def test_run_that_was_stopped_beyond_a_shorter_length_still_gets_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, 8, train_handlers=[StopAt(5)]).run()
+    make_trainer(tmp_path, 3).run()
+    assert load_tensors(tmp_path / "model.pt")["step"] == 4
+
+
 def test_another_configuration_moves_the_old_models_aside(tmp_path: Path) -> None:
     make_trainer(tmp_path, 2).run()
     make_trainer(tmp_path, 2, fingerprint="b").run()

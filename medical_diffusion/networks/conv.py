@@ -39,9 +39,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def replicate_pad(x: Tensor, padding: Sequence[int]) -> Tensor:
-    """Repeat the border voxels ``padding`` times on both sides of each spatial axis, keeping the memory format."""
+    """Repeat the border voxels ``padding`` times on both sides of each spatial axis; the result is channels last."""
     flat = [p for p in reversed(padding) for _ in range(2)]
-    return F.pad(x, flat, mode="replicate") if any(flat) else x
+    return channels_last(F.pad(x, flat, mode="replicate")) if any(flat) else x
 
 
 class _SizedConvolution(nn.Module):

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
 
-#: distances held at once by the search; 4 Mi float32 numbers stay in the last-level cache of a CPU
-MAX_DISTANCES = 2**22
+#: distances held at once by the search on a CPU: 1 Mi float32 numbers stay in its cache
+MAX_DISTANCES = 2**20
 #: codes per group in the two-level argmin: a vectorised minimum first, an index search in one group only then
 GROUP = 128
 
@@ -145,8 +145,8 @@ class VectorQuantizer(nn.Module):
     def nearest_codes(self, tokens: Tensor) -> Tensor:
         """Index of the nearest code (Euclidean; the lowest index on a tie): (T, code_dim) float32 → (T,) int64.
 
-        ‖h - e‖² orders the codes as ‖e‖²/2 - h·e does, which is one matrix product. It runs in chunks of tokens, so
-        memory never grows with tokens × codes.
+        ‖h - e‖² orders the codes as ‖e‖²/2 - h·e does, which is one matrix product of (h, 1) and (-e, ‖e‖²/2). It runs
+        in chunks of tokens, so memory never grows with tokens × codes.
 
         Raises:
             UserError: no code has been initialised.
@@ -159,13 +159,15 @@ class VectorQuantizer(nn.Module):
                 "Train at least one batch, or load a trained checkpoint",
             )
         codes = self.codebook[:filled]
-        half_norms = codes.square().sum(1) / 2
-        padding = -filled % GROUP
-        if padding:  # a code at infinite distance never wins
-            codes = F.pad(codes, (0, 0, 0, padding))
-            half_norms = F.pad(half_norms, (0, padding), value=math.inf)
-        chunk = max(1, MAX_DISTANCES // len(codes))
-        indices = [_grouped_argmin(torch.addmm(half_norms, t, codes.T, alpha=-1)) for t in tokens.split(chunk)]
+        rows = torch.cat([-codes, codes.square().sum(1, keepdim=True) / 2], 1)
+        # the last row is filled up with codes at infinite distance, which never win
+        matrix = F.pad(rows, (0, 0, 0, -filled % GROUP))
+        matrix[filled:, -1] = math.inf
+        matrix = matrix.T.contiguous()
+        tokens = F.pad(tokens, (0, 1), value=1.0)
+        chunk = max(1, MAX_DISTANCES // matrix.shape[1])
+        distances = tokens.new_empty(min(chunk, len(tokens)), matrix.shape[1])
+        indices = [_grouped_argmin(torch.mm(t, matrix, out=distances[: len(t)])) for t in tokens.split(chunk)]
         return torch.cat(indices)
 
     def active_codes(self) -> Tensor:

@@ -77,6 +77,10 @@ class StageCheckpoint:
         self._move_aside()
         return Progress()
 
+    def has_final_weights(self) -> bool:
+        """Whether the final weights of this configuration are there."""
+        return self._belongs(self.weights_path)
+
     def peek(self) -> Progress | None:
         """Progress of an earlier run of the same configuration, if there is one."""
         for path in (self.last_path, self.weights_path):

@@ -94,6 +94,8 @@ class StepTrainer(Trainer):
         done, total, stage = self.progress.step, self.total_steps, self.checkpoint.stage
         if done >= total:
             logger.info("%s: finished before (%d steps) and unchanged, skipped", stage, done)
+            if not self.checkpoint.has_final_weights():  # interrupted in a longer run
+                self._finish()
             return
         if done:
             logger.info("%s: continuing at step %d of %d", stage, done, total)
@@ -115,6 +117,9 @@ class StepTrainer(Trainer):
                 "%s: stopped at step %d of %d; the same command continues there", stage, self.progress.step, total
             )
             raise SystemExit(128 + self._signal)
+        self._finish()
+
+    def _finish(self) -> None:
         if self.on_finish is not None:
             self.on_finish()
         self.checkpoint.finish(self.step, self.progress)
