@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from medical_diffusion.errors import UserError
 from medical_diffusion.losses import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
 from medical_diffusion.networks import Autoencoder, PatchDiscriminator, VectorQuantizer
+from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.autoencoder_step import AutoencoderStep
 
 SIZE = (16, 16, 8)
@@ -72,7 +74,7 @@ def test_one_step_equals_a_naive_one_with_two_forward_passes() -> None:
     """Unclipped gradients of every parameter, read off from plain SGD at rate 1."""
     torch.manual_seed(1)
     step = make_step(optimizer=torch.optim.SGD, lr=1.0, max_gradient_norm=1e9, discriminator_warmup=2,
-                     structural_loss=nn.functional.mse_loss, structural_weight=0.5,
+                     adversarial_limit=None, structural_loss=nn.functional.mse_loss, structural_weight=0.5,
                      spectral_loss=nn.functional.huber_loss, spectral_weight=2.0,
                      perceptual_loss=nn.functional.smooth_l1_loss, perceptual_weight=3.0)  # fmt: skip
     images = blobs(3)
@@ -137,6 +139,19 @@ def test_the_adversarial_terms_rise_to_their_weight() -> None:
     assert [step.adversarial_ramp(n) for n in (0, 9, 10, 11, 13, 14, 99)] == [0, 0, 0.25, 0.5, 1, 1, 1]
 
 
+def test_a_discriminator_is_held_to_its_limit() -> None:
+    """The autoencoder's update at a limit of 0 is that without discriminators; without a limit it is another."""
+    images, updated = blobs(2), {}
+    for name, options in {"off": {"discriminator_start": 9}, "zero": {"adversarial_limit": 0.0},
+                          "free": {"adversarial_limit": None}}.items():  # fmt: skip
+        torch.manual_seed(3)
+        step = make_step(optimizer=torch.optim.SGD, lr=1.0, **options)  # type: ignore[arg-type]
+        step(images, 0)
+        updated[name] = torch.cat([p.detach().flatten() for p in step.autoencoder.parameters()])
+    torch.testing.assert_close(updated["zero"], updated["off"])
+    assert not torch.allclose(updated["free"], updated["off"])
+
+
 def test_gradients_are_clipped_for_each_side_on_its_own() -> None:
     step, images = make_step(optimizer=torch.optim.SGD, lr=1.0, max_gradient_norm=0.01), blobs(2)
     sides = [list(step.autoencoder.parameters()), [p for d in step.discriminators.values() for p in d.parameters()]]
@@ -178,6 +193,10 @@ def test_it_trains_without_discriminators() -> None:
     step = AutoencoderStep(autoencoder, torch.optim.Adam(autoencoder.parameters()), discriminator_start=0)
     assert step(blobs(2), 0)["adversarial_loss"] == 0
     assert set(step.state_dict()) == {"autoencoder", "optimizer", "scaler"}
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
 
 
 def test_errors() -> None:

@@ -132,7 +132,7 @@ class _NormActConv(torch.autograd.Function):
             del padded
             grad_y = _folded(grad_padded, border) if replicate else grad_padded
             # the kernel below reads both maps in the layout of x and is silently wrong where they differ
-            grad_y = channels_last(torch.ops.aten.silu_backward(grad_y, y))
+            grad_y = channels_last(torch.ops.aten.silu_backward.grad_input(grad_y, y, grad_input=y))
             del y, grad_padded
             grad_x, grad_gamma, grad_beta = torch.ops.aten.native_group_norm_backward(
                 grad_y, x, mean, rstd, gamma.to(x.dtype), batch, channels, voxels, groups, [True, True, True]

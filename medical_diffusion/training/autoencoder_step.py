@@ -34,6 +34,7 @@ from medical_diffusion.losses.adversarial import (
 from medical_diffusion.networks.autoencoder import Autoencoder
 from medical_diffusion.networks.conv import channels_last
 from medical_diffusion.networks.discriminators import PatchDiscriminator
+from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.distributed import average_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -58,6 +59,9 @@ class AutoencoderStep:
         perceptual_weight: factor of the perceptual loss.
         adversarial_weight: factor of each discriminator's hinge loss in the autoencoder's loss.
         feature_matching_weight: factor of each discriminator's feature-matching loss.
+        adversarial_limit: largest norm of the gradient that one discriminator's terms send into the reconstruction, as a
+            multiple of that of the reconstruction terms; larger ones are scaled down (after Esser et al. 2021,
+            equation 7, which also scales up). None limits nothing, as in the paper.
         discriminator_start: first step at which the discriminators run (paper: about 5000).
         discriminator_warmup: steps over which the adversarial terms rise from 0 to their weight.
         max_gradient_norm: clips the gradient, of autoencoder and discriminators separately.
@@ -83,6 +87,7 @@ class AutoencoderStep:
         perceptual_weight: float = 4.0,
         adversarial_weight: float = 1.0,
         feature_matching_weight: float = 4.0,
+        adversarial_limit: float | None = 0.5,
         discriminator_start: int = 5000,
         discriminator_warmup: int = 1000,
         max_gradient_norm: float = 1.0,
@@ -110,10 +115,13 @@ class AutoencoderStep:
         self.pixel_weight, self.structural_weight = pixel_weight, structural_weight
         self.spectral_weight, self.perceptual_weight = spectral_weight, perceptual_weight
         self.adversarial_weight, self.feature_matching_weight = adversarial_weight, feature_matching_weight
+        self.adversarial_limit = adversarial_limit
         self.discriminator_start, self.discriminator_warmup = discriminator_start, discriminator_warmup
         self.max_gradient_norm = max_gradient_norm
         self.amp_dtype = AMP_DTYPES[amp]
         device = next(autoencoder.parameters()).device.type
+        if device == "cpu":
+            keep_freed_memory()
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype is torch.float16)
 
     def adversarial_ramp(self, step: int) -> float:
@@ -151,6 +159,7 @@ class AutoencoderStep:
             + self.perceptual_weight * terms["perceptual_loss"]
         )
         (gradient,) = torch.autograd.grad(self.scaler.scale(weighted), r)
+        limit = None if self.adversarial_limit is None else self.adversarial_limit * gradient.norm()
         terms = {name: term.detach() for name, term in terms.items()}
         loss = weighted.detach() + bottleneck.loss.detach()
 
@@ -160,7 +169,9 @@ class AutoencoderStep:
         if ramp > 0:
             for name, discriminator in self.discriminators.items():
                 index = slice_index if name == "slice_discriminator" else None
-                for key, term in self._adversarial_terms(discriminator, r, images, index, ramp, gradient).items():
+                for key, term in self._adversarial_terms(
+                    discriminator, r, images, index, ramp, gradient, limit
+                ).items():
                     adversarial[key] = adversarial[key] + term
             loss = loss + ramp * (
                 self.adversarial_weight * adversarial["adversarial_loss"]
@@ -205,6 +216,7 @@ class AutoencoderStep:
         slice_index: Tensor | None,
         ramp: float,
         gradient: Tensor,
+        limit: Tensor | None,
     ) -> dict[str, Tensor]:
         """Terms of one discriminator: adds to ``gradient`` in place and to the gradients of its parameters."""
         discriminator.train()
@@ -215,8 +227,15 @@ class AutoencoderStep:
             matching = feature_matching_loss(real_maps[:-1], fake_maps[:-1])
             discriminator_loss = hinge_discriminator_loss(real_maps[-1], fake_maps[-1])
         wanted = ramp * (self.adversarial_weight * adversarial + self.feature_matching_weight * matching)
-        gradient += torch.autograd.grad(self.scaler.scale(wanted), r, retain_graph=True)[0]
-        self.scaler.scale(discriminator_loss).backward(inputs=list(discriminator.parameters()))
+        (own,) = torch.autograd.grad(self.scaler.scale(wanted), r, retain_graph=True)
+        if limit is not None:
+            own *= (limit / own.norm().clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1.0)
+        gradient += own
+        # one side after the other, so that their weight gradients never lie side by side
+        logits, parameters = (real_maps[-1], fake_maps[-1]), list(discriminator.parameters())
+        sides = torch.autograd.grad(self.scaler.scale(discriminator_loss), logits)
+        for side, side_gradient in zip(logits, sides, strict=True):
+            torch.autograd.backward(side, side_gradient, inputs=parameters)
         return {
             "adversarial_loss": adversarial.detach(),
             "feature_matching_loss": matching.detach(),
