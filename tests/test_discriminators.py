@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.networks import PatchDiscriminator
-from medical_diffusion.networks.conv import Convolution
+from medical_diffusion.networks import PatchDiscriminator, conv
+from medical_diffusion.networks.conv import Convolution, channels_last
+from medical_diffusion.networks.matrix_conv import matrix_conv
 
 
 def test_layers_are_the_papers() -> None:
@@ -50,10 +51,38 @@ def test_a_slice_runs_the_same_weights_in_2d() -> None:
     discriminator = PatchDiscriminator((16, 16, 1), channels=8, norm="none")
     x = torch.randn(2, 1, 16, 16, 1)
     h = x.squeeze(-1)
-    for conv in [m for m in discriminator.modules() if isinstance(m, Convolution)]:
-        h = nn.functional.conv2d(h, conv.weight[..., 0], conv.bias, conv.stride[0], 1)
-        h = nn.functional.leaky_relu(h, 0.2) if conv.out_channels > 1 else h
+    for layer in [m for m in discriminator.modules() if isinstance(m, Convolution)]:
+        h = nn.functional.conv2d(h, layer.weight[..., 0], layer.bias, layer.stride[0], 1)
+        h = nn.functional.leaky_relu(h, 0.2) if layer.out_channels > 1 else h
     torch.testing.assert_close(discriminator(x)[-1].squeeze(-1), h, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((5, 4, 3), (1, 2, 1)), ((6, 5), (2, 1))])
+def test_a_convolution_as_matrix_product_is_a_convolution(size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    convolve = nn.functional.conv3d if len(size) == 3 else nn.functional.conv2d
+    x = channels_last(torch.randn(2, 3, *size)).requires_grad_()
+    weight = channels_last(torch.randn(5, 3, *(3,) * len(size))).requires_grad_()
+    bias, border = torch.randn(5, requires_grad=True), (1,) * len(size)
+    plain = convolve(x, weight, bias, stride, border)
+    matrix = matrix_conv(x, weight, bias, stride, border, plain.shape[2:])
+    torch.testing.assert_close(matrix, plain, atol=1e-5, rtol=1e-5)
+    leaves, cotangent = (x, weight, bias), torch.randn_like(plain)
+    gradients = torch.autograd.grad(matrix, leaves, cotangent)
+    torch.testing.assert_close(gradients, torch.autograd.grad(plain, leaves, cotangent), atol=1e-4, rtol=1e-4)
+
+
+def test_layers_of_many_weights_and_few_voxels_become_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    discriminator, x, calls = PatchDiscriminator(16), torch.randn(1, 1, 16, 16, 16), []
+
+    def counted(*args: object) -> Tensor:
+        calls.append(args)
+        return matrix_conv(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(conv, "matrix_conv", counted)
+    fast = discriminator(x)[-1]
+    assert len(calls) >= 2
+    monkeypatch.setattr(conv, "prefers_matrix", lambda *args: False)
+    torch.testing.assert_close(fast, discriminator(x)[-1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

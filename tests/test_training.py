@@ -229,6 +229,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch() -> None:
     torch.testing.assert_close(weights[0], weights[2])
 
 
+def test_learning_rate_falls_over_the_end_of_the_run_and_resumes_there(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "whole", 8, learning_rate_decay=0.5)
+    assert [trainer.learning_rate_factor(i) for i in (0, 4, 6, 7)] == [1.0, 1.0, 0.5, 0.25]
+    trainer.run()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "cut", 8, learning_rate_decay=0.5, train_handlers=[StopAt(7)]).run()
+    make_trainer(tmp_path / "cut", 8, learning_rate_decay=0.5).run()
+    assert_same(final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut"))
+
+
 def test_drawn_timesteps_cover_the_schedule() -> None:
     step = DiffusionStep(network := TinyDenoiser(), torch.optim.Adam(network.parameters()), DDPMSampler(100))
     _, timesteps = step.draw(torch.zeros(10, 2, 4, 4, 2))

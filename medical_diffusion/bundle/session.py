@@ -17,6 +17,7 @@ from medical_diffusion.bundle.context import config_item, reject_unknown_overrid
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.errors import UserError
 from medical_diffusion.training import StepTrainer
+from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.distributed import is_main_process
 
 PACKAGE_LOGGER = "medical_diffusion"
@@ -31,6 +32,7 @@ def begin(distributed: bool = False) -> None:
         distributed: join the process group that ``torchrun`` described.
     """
     hook.install()
+    keep_freed_memory()
     _log_plainly()
     if distributed and not dist.is_initialized():
         if "RANK" not in os.environ:
@@ -55,6 +57,12 @@ def process_device() -> str:
     """The device of this ``torchrun`` process: its own GPU where there are enough, else the CPU."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
     return f"cuda:{rank}" if torch.cuda.device_count() > rank else "cpu"
+
+
+def set_threads(count: int | None) -> None:
+    """Let PyTorch compute with ``count`` CPU threads; None leaves its own number."""
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def seed_networks(seed: int) -> None:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError, did_you_mean
+from medical_diffusion.networks.matrix_conv import matrix_conv, prefers_matrix
 from medical_diffusion.shapes import per_axis
 
 PaddingMode = Literal["replicate", "zeros"]
@@ -136,6 +137,9 @@ class Convolution(_SizedConvolution):
         x, border = self.squeezed(x), self.border
         if self.padding_mode == "replicate":
             x, border = replicate_pad(x, border), (0,) * self.rank
+        stride, weight = self.stride[: self.rank], self.squeezed(self.weight)
+        if prefers_matrix(x, weight, self.out_size):
+            return self.unsqueezed(matrix_conv(x, weight, self.bias, stride, border, self.out_size[: self.rank]))
         convolve = F.conv2d if self.rank == 2 else F.conv3d
         return self.unsqueezed(convolve(x, self.squeezed(self.weight), self.bias, self.stride[: self.rank], border))
 

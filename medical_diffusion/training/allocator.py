@@ -1,7 +1,5 @@
-"""Memory of CPU training: keep freed blocks instead of handing them back to the system.
-
-glibc takes every block above 32 MiB, which is one full-resolution map at 64³, fresh from the system and returns it when
-freed. The system clears its pages one fault at a time, at every use: about a sixth of the CPU time of a training step.
+"""Keep freed memory in the process: on Linux, glibc returns large blocks to the system after every pass and the next
+pass pays a page fault for each 4 KiB of them (31 000 faults in one forward pass of the UNet on two cores; 100 without).
 """
 
 from __future__ import annotations
@@ -9,20 +7,17 @@ from __future__ import annotations
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_KEPT = 2**30
-NEVER = 2**31 - 1
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of ``mallopt`` in glibc's ``malloc.h``."""
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc reuse freed blocks of up to 1 GiB; returns whether that was possible (Linux with glibc).
-
-    The resident set of the process stays at its peak afterwards; the peak itself rises by about a tenth.
-    """
-    if not sys.platform.startswith("linux"):
+    """Ask glibc to reuse large freed blocks; returns whether it is there and agreed. Call before large allocations."""
+    if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    except (OSError, AttributeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+    settings = ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**30), (M_TOP_PAD, 2**26))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)

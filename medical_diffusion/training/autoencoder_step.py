@@ -59,8 +59,8 @@ class AutoencoderStep:
         perceptual_weight: factor of the perceptual loss.
         adversarial_weight: factor of each discriminator's hinge loss in the autoencoder's loss.
         feature_matching_weight: factor of each discriminator's feature-matching loss.
-        adversarial_limit: largest norm of the gradient that one discriminator's terms send into the reconstruction, as a
-            multiple of that of the reconstruction terms; larger ones are scaled down (after Esser et al. 2021,
+        adversarial_limit: largest norm of the gradient that one discriminator's terms send into the reconstruction, as
+            a multiple of that of the reconstruction terms; larger ones are scaled down (after Esser et al. 2021,
             equation 7, which also scales up). None limits nothing, as in the paper.
         discriminator_start: first step at which the discriminators run (paper: about 5000).
         discriminator_warmup: steps over which the adversarial terms rise from 0 to their weight.
@@ -254,6 +254,10 @@ class AutoencoderStep:
 
     def _autocast(self, images: Tensor) -> AbstractContextManager:
         return torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def optimizers(self) -> list[Optimizer]:
+        """Optimisers whose learning rates a schedule may scale."""
+        return [o for o in (self.optimizer, self.discriminator_optimizer) if o is not None]
 
     def weights(self) -> dict[str, Tensor]:
         """What is saved for use: the autoencoder's parameters and buffers."""

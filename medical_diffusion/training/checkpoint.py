@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import load_tensors, save_tensors
@@ -28,6 +29,8 @@ class TrainableStep(Protocol):
     """What a stage trains: called once a step, with states to save."""
 
     def __call__(self, batch: Tensor, step: int) -> dict[str, Tensor]: ...
+
+    def optimizers(self) -> list[Optimizer]: ...
 
     def weights(self) -> dict[str, Tensor]: ...
 

@@ -125,6 +125,10 @@ class DiffusionStep:
         noise, timesteps = self.draw(latents, torch.Generator().manual_seed(seed))
         return float(self.loss(self.ema.network, latents, noise, timesteps))
 
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Optimisers whose learning rates a schedule may scale."""
+        return [self.optimizer]
+
     def weights(self) -> dict[str, Tensor]:
         """What is saved for sampling: the averaged weights."""
         return self.ema.network.state_dict()

@@ -33,6 +33,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
 
 
+def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Scale the rates that the optimisers were made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
 class StepTrainer(Trainer):
     """Runs a :class:`TrainableStep` over a :class:`StepLoader`.
 
@@ -46,6 +53,7 @@ class StepTrainer(Trainer):
         checkpoint_interval: seconds between two resumable states.
         seed: of the random numbers of every step.
         augmentation: applied to each batch on the device.
+        learning_rate_decay: share of the run, at its end, over which every learning rate falls linearly to zero.
         on_finish: called once with the step after the last one, before the final weights are written.
         train_handlers: MONAI or ignite handlers.
     """
@@ -61,6 +69,7 @@ class StepTrainer(Trainer):
         checkpoint_interval: float = 300.0,
         seed: int = 0,
         augmentation: Callable[[Tensor], Tensor] | None = None,
+        learning_rate_decay: float = 0.0,
         on_finish: Callable[[], None] | None = None,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -73,6 +82,7 @@ class StepTrainer(Trainer):
         )
         self.step, self.checkpoint, self.checkpoint_interval = step, checkpoint, checkpoint_interval
         self.augmentation, self.on_finish = augmentation, on_finish
+        self.learning_rate_decay = learning_rate_decay
         self.state.seed = seed
         self.progress = Progress()
         self._signal: int | None = None
@@ -127,6 +137,7 @@ class StepTrainer(Trainer):
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         index = engine.state.iteration - 1
         seed_step(engine.state.seed, index, engine.state.rank)
+        set_learning_rates(self.step.optimizers(), self.learning_rate_factor(index))
         images = torch.as_tensor(batchdata["image"]).to(engine.state.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last_3d)
         if self.augmentation is not None:
@@ -134,6 +145,11 @@ class StepTrainer(Trainer):
         output = self.step(images, index)
         self.progress.step = engine.state.iteration  # ignite may stop between counting a step and running it
         return output
+
+    def learning_rate_factor(self, index: int) -> float:
+        """Factor of the learning rates at step ``index`` (from 0); resuming needs no state for it."""
+        falling = self.learning_rate_decay * self.total_steps
+        return 1.0 if falling == 0 else min(1.0, (self.total_steps - index) / falling)
 
     def record_validation(self, figure: float) -> None:
         """Keep the weights if ``figure`` (lower is better) is the best so far."""
