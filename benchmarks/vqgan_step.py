@@ -4,7 +4,9 @@
     python benchmarks/vqgan_step.py --image_size 128 128 128         # the paper's size: step and decode
 
 Each row runs in a fresh process. Memory is the peak resident set above that of the imports. MONAI's step is what its
-tutorials do: a generator pass, then a discriminator pass over fresh forwards, volume and slice discriminator alike.
+tutorials do: a generator pass, then a discriminator pass over fresh forwards, volume and slice discriminator alike. Its
+VQVAE has about as many parameters, but no residual blocks at full resolution, so its forward pass is a quarter of the
+work (the GFLOP column, one forward pass of the autoencoder). CPU seconds tell the cost on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -48,21 +50,22 @@ def main() -> None:
         sizes, works = [([64, 64, 64], 1, 4), ([32, 32, 32], 2, 2)], ["step"]
     makers = ["medical_diffusion"] if args.skip_monai else ["medical_diffusion", "monai"]
     print(f"{platform.machine()}, {args.threads} threads, {args.device}, amp {args.amp}, median of {args.repeats}\n")
-    print("| work | size | batch | compression | networks | median s | fastest s | peak memory GB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| work | size | batch | compression | networks | M weights | GFLOP | median s | best s | CPU s | peak GB |")
+    print("|" + "---|" * 11)
     for size, batch, compression in sizes:
         for work in works:
             for maker in makers:
                 row = {**common, "size": size, "batch": batch, "compression": compression, "work": work}
                 result = run_row({**row, "maker": maker})
                 cells = [work, "×".join(map(str, size)), batch, compression, maker]
-                cells += [f"{result['median']:.2f}", f"{result['fastest']:.2f}", f"{result['memory_gb']:.2f}"]
+                cells += [f"{result[name]:.2f}" for name in ("parameters", "gflop")]
+                cells += [f"{result[name]:.2f}" for name in ("median", "fastest", "cpu", "memory_gb")]
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def run_row(row: dict) -> dict:
     """One row in a process of its own, with the thread count set before torch is imported."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(row["threads"])}
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(row["threads"])}
     command = [sys.executable, os.path.abspath(__file__), "--row", json.dumps(row)]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -83,16 +86,36 @@ def measure(row: dict) -> dict:
     cuda = row["device"].startswith("cuda")
     base = resident_bytes()
     work = {"step": prepare_step, "decode": prepare_decode}[row["work"]](row)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for repeat in range(row["warmup"] + row["repeats"]):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         work(repeat)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    seconds = seconds[row["warmup"] :]
+        cpu_seconds.append(time.process_time() - cpu_start)
+    seconds, cpu_seconds = seconds[row["warmup"] :], cpu_seconds[row["warmup"] :]
     peak = torch.cuda.max_memory_allocated() if cuda else peak_resident_bytes() - base
-    return {"median": statistics.median(seconds), "fastest": min(seconds), "memory_gb": peak / 1e9}
+    return {
+        "median": statistics.median(seconds),
+        "fastest": min(seconds),
+        "cpu": statistics.median(cpu_seconds),
+        "memory_gb": peak / 1e9,
+        **size_of_network(row),
+    }
+
+
+def size_of_network(row: dict) -> dict[str, float]:
+    """Millions of parameters of the autoencoder, and GFLOP of one forward pass (multiplications and additions)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = monai_vqvae(row) if row["maker"] == "monai" else our_autoencoder(row)
+    images = torch.rand(row["batch"], 1, *row["size"], device=row["device"])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    parameters = sum(p.numel() for p in network.parameters())
+    return {"parameters": parameters / 1e6, "gflop": counter.get_total_flops() / 1e9}
 
 
 def prepare_step(row: dict) -> Callable[[int], object]:

@@ -34,3 +34,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3)
     return f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}"
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The ``UserError`` in a chain of causes, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

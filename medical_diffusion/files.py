@@ -57,6 +57,27 @@ def _is_write_failure(error: RuntimeError) -> bool:
     )
 
 
+def check_writable(folder: str | Path) -> Path:
+    """``folder``, made if it is missing.
+
+    Raises:
+        UserError: it can not be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            "the output folder must be writable",
+            f"{folder} ({error.strerror})",
+            "Pass another one, or change its rights",
+        ) from error
+    return folder
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` in UTF-8."""
     return write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -10,17 +10,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Two workers with all cores each would fight for them. Set before torch is imported; child processes inherit it.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers with all cores each would fight for them. Set before torch is imported; child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files of a test run must not depend on what a user configured.
 os.environ.pop("MONAI_DATA_DIRECTORY", None)
 
 import torch  # noqa: E402
 from monai.utils import set_determinism  # noqa: E402
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

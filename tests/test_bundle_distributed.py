@@ -12,7 +12,7 @@ import pytest
 import torch
 from bundle_runs import BUNDLE, ROOT, TINY_TRAINING, as_arguments, run
 
-from medical_diffusion.bundle.hook import find_user_error
+from medical_diffusion.errors import find_user_error
 
 
 def test_two_processes_end_with_equal_networks(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from bundle_runs import BUNDLE, TINY_TRAINING, run, workflow
 from medical_diffusion.bundle import Defaults, Settings, select_device
 from medical_diffusion.bundle.context import reject_unknown_overrides
 from medical_diffusion.bundle.describe import describe_bundle
-from medical_diffusion.bundle.hook import find_user_error
 from medical_diffusion.bundle.options import coerce, load_options
 from medical_diffusion.bundle.render import bundle_names, render_bundle
-from medical_diffusion.errors import UserError
+from medical_diffusion.errors import UserError, find_user_error
 
 OPTIONS = load_options(BUNDLE)
 

@@ -14,7 +14,7 @@ import torch
 from bundle_runs import BUNDLE, ROOT, TINY_MODEL, TINY_TRAINING, as_arguments, command_line, run, workflow
 from torch import Tensor, nn
 
-from medical_diffusion.bundle.hook import find_user_error
+from medical_diffusion.errors import find_user_error
 from medical_diffusion.files import load_tensors
 from medical_diffusion.training import StepTrainer
 

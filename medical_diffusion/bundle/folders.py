@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from medical_diffusion.errors import UserError
+from medical_diffusion.files import check_writable
 
 
 class Folders:
@@ -32,24 +31,3 @@ class Folders:
     def check_writable(self) -> None:
         """Fail before any work where the folder is read-only."""
         check_writable(self.root)
-
-
-def check_writable(folder: str | Path) -> Path:
-    """``folder``, made if it is missing.
-
-    Raises:
-        UserError: it can not be made or written to.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            "the output folder must be writable",
-            f"{folder} ({error.strerror})",
-            "Pass another one, or change its rights",
-        ) from error
-    return folder

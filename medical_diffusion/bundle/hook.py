@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from medical_diffusion.errors import UserError
+from medical_diffusion.errors import find_user_error
 
 _previous = sys.excepthook
 
@@ -13,17 +13,6 @@ _previous = sys.excepthook
 def install() -> None:
     """Make ``UserError`` end the process with its message and status 1, wherever in MONAI or ignite it was raised."""
     sys.excepthook = _show
-
-
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """The ``UserError`` in a chain of causes, if there is one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion import __version__
-from medical_diffusion.bundle.folders import Folders, check_writable
+from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.reconstruction import ReconstructionEvaluation
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
 from medical_diffusion.bundle.weights import Weights
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import write_json
+from medical_diffusion.files import check_writable, write_json
 from medical_diffusion.synthesis import LatentSampler, SampleWriter, SeedDataset
 from medical_diffusion.training.distributed import is_main_process
 

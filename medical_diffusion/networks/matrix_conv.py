@@ -43,7 +43,12 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernel: Sequence[int], stride: Sequence[int], border: Sequence[int], out_size: Sequence[int]
+        ctx: Any,
+        x: Tensor,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        border: Sequence[int],
+        out_size: Sequence[int],
     ) -> Tensor:
         ctx.shape, ctx.geometry, ctx.border = x.shape, (kernel, stride, out_size), border
         padded = F.pad(x.movedim(1, -1), [0, 0, *(p for p in reversed(border) for _ in range(2))])
@@ -60,12 +65,10 @@ class _Windows(torch.autograd.Function):
             voxels += columns[..., tap, :]
         for axis, (n, p) in enumerate(zip(size, ctx.border, strict=True), start=1):
             padded = padded.narrow(axis, p, n)
-        return padded.movedim(-1, 1).contiguous(), None, None, None, None
+        return padded.contiguous().movedim(-1, 1), None, None, None, None
 
 
-def _taps(
-    padded: Tensor, kernel: Sequence[int], stride: Sequence[int], out_size: Sequence[int]
-) -> Iterator[Tensor]:
+def _taps(padded: Tensor, kernel: Sequence[int], stride: Sequence[int], out_size: Sequence[int]) -> Iterator[Tensor]:
     """For each tap of the kernel, the voxels (B, *out_size, C) of a padded map (B, *size, C) that it meets (views)."""
     for offsets in itertools.product(*[range(k) for k in kernel]):
         index = [slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offsets, stride, out_size, strict=True)]

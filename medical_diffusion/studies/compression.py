@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from medical_diffusion.bundle import hook
-from medical_diffusion.bundle.folders import check_writable
-from medical_diffusion.errors import UserError
-from medical_diffusion.files import write_text
+from medical_diffusion.errors import UserError, find_user_error
+from medical_diffusion.files import check_writable, write_text
 from medical_diffusion.pictures import to_grey, volume_grid, write_png
 
 logger = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ def _run_arm(
         workflow.initialize()
         workflow.run()
     except RuntimeError as error:
-        user_error = hook.find_user_error(error)
+        user_error = find_user_error(error)
         raise (user_error or error) from error
     evaluator = workflow.parser.get_parsed_content("autoencoder#evaluator")
     report = evaluator.run()

@@ -128,6 +128,8 @@ class StepTrainer(Trainer):
             )
             raise SystemExit(128 + self._signal)
         self._finish()
+        last = ", ".join(f"{name} {float(value):.4g}" for name, value in self.state.output.items())
+        logger.info("%s: finished at step %d: %s", stage, total, last)
 
     def _finish(self) -> None:
         if self.on_finish is not None:
