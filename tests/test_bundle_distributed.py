@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from bundle_runs import BUNDLE, ROOT, TINY_TRAINING, as_arguments, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medical_diffusion.errors import find_user_error
 
 
 def test_two_processes_end_with_equal_networks(tmp_path: Path) -> None:
     configs = [str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    options = {**TINY_TRAINING, "run_dir": tmp_path, "num_phantoms": 8, "autoencoder_steps": 6}
+    options = {**TINY_TRAINING, "run_dir": tmp_path, "num_phantoms": 8, "autoencoder_steps": 40}
     del options["device"]
     hook = {
         "imports": ["$import medical_diffusion.bundle as bundle", "$import rank_dump"],
@@ -40,6 +41,9 @@ def test_two_processes_end_with_equal_networks(tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, second[part][name], rtol=0, atol=0, msg=f"{part} {name}")
     assert float(first["autoencoder"]["bottleneck.codebook"].std()) > 0
     assert (tmp_path / "models" / "model.pt").is_file()
+    events = EventAccumulator(str(tmp_path / "logs" / "autoencoder")).Reload()
+    losses = [point.value for point in events.Scalars("train/pixel_loss")]
+    assert losses[-1] < losses[0]
 
 
 def test_overlay_without_torchrun_says_how_to_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def scalars(output: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a step's output."""
-    return {name: float(value) for name, value in output.items()}
+def scalars(output: list[dict[str, Any]]) -> dict[str, float]:
+    """The numbers of a step, from the engine's output."""
+    return {name: float(value) for name, value in output[0].items()}
 
 
 class ProgressBar:

@@ -128,7 +128,7 @@ class StepTrainer(Trainer):
             )
             raise SystemExit(128 + self._signal)
         self._finish()
-        last = ", ".join(f"{name} {float(value):.4g}" for name, value in self.state.output.items())
+        last = ", ".join(f"{name} {float(value):.4g}" for name, value in self.state.output[0].items())
         logger.info("%s: finished at step %d: %s", stage, total, last)
 
     def _finish(self) -> None:
@@ -136,7 +136,8 @@ class StepTrainer(Trainer):
             self.on_finish()
         self.checkpoint.finish(self.step, self.progress)
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """One step; its scalars in a list of one, as MONAI's engines give their decollated outputs to handlers."""
         index = engine.state.iteration - 1
         seed_step(engine.state.seed, index, engine.state.rank)
         set_learning_rates(self.step.optimizers(), self.learning_rate_factor(index))
@@ -146,7 +147,7 @@ class StepTrainer(Trainer):
             images = self.augmentation(images)
         output = self.step(images, index)
         self.progress.step = engine.state.iteration  # ignite may stop between counting a step and running it
-        return output
+        return [output]
 
     def learning_rate_factor(self, index: int) -> float:
         """Factor of the learning rates at step ``index`` (from 0); resuming needs no state for it."""
@@ -169,7 +170,7 @@ def _check_loss(engine: StepTrainer) -> None:
     step = engine.state.iteration
     if step % FINITE_CHECK_INTERVAL and step < engine.total_steps and engine.state.device.type != "cpu":
         return
-    loss = float(engine.state.output["loss"])
+    loss = float(engine.state.output[0]["loss"])
     if not math.isfinite(loss):
         raise UserError(
             f"the loss of stage '{engine.checkpoint.stage}' must stay finite",
@@ -181,7 +182,7 @@ def _check_loss(engine: StepTrainer) -> None:
 
 def _save_when_due(engine: StepTrainer) -> None:
     due = _agreed(time.monotonic() - engine._saved_at >= engine.checkpoint_interval, engine.state.device)
-    if due and engine.state.iteration < engine.total_steps and math.isfinite(float(engine.state.output["loss"])):
+    if due and engine.state.iteration < engine.total_steps and math.isfinite(float(engine.state.output[0]["loss"])):
         engine.checkpoint.save(engine.step, engine.progress)
         engine._saved_at = time.monotonic()
 

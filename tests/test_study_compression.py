@@ -1,0 +1,37 @@
+"""The compression study: table, figure, resuming, errors."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from bundle_runs import BUNDLE, TINY_TRAINING
+from PIL import Image
+
+from medical_diffusion.cli.study import bundle_options
+from medical_diffusion.errors import UserError
+from medical_diffusion.studies.compression import run_compression_study
+
+
+def test_arms_share_volumes_and_give_table_and_figure(tmp_path: Path) -> None:
+    options = {**TINY_TRAINING, "autoencoder_steps": 2}
+    figure = run_compression_study(BUNDLE, tmp_path, (2, 4), options)
+    rows = list(csv.reader((tmp_path / "table.csv").open()))
+    assert [row[0] for row in rows] == ["compression", "2", "4"]
+    assert "| 2 |" in (tmp_path / "table.md").read_text()
+    assert min(Image.open(figure).size) > 100
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("autoencoder.pt")}
+    assert len(stamps) == 2
+    run_compression_study(BUNDLE, tmp_path, (2, 4), options)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("autoencoder.pt")} == stamps
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least two different compressions"):
+        run_compression_study(BUNDLE, tmp_path, (4, 4))
+    with pytest.raises(UserError, match="dataset_dir must be an existing folder"):
+        run_compression_study(BUNDLE, tmp_path, (2, 4), {"dataset_dir": str(tmp_path / "missing")})
+    assert bundle_options(["--image_size", "64", "--seed", "1"]) == {"image_size": "64", "seed": "1"}
+    with pytest.raises(UserError, match="come as pairs"):
+        bundle_options(["--image_size"])
