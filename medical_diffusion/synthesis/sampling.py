@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from medical_diffusion.precision import amp_dtype, autocast
 from medical_diffusion.synthesis.writer import SampleWriter
 
 
@@ -55,7 +56,7 @@ class LatentSampler(Inferer):
     ) -> None:
         self.autoencoder, self.sampler, self.latent_shape = autoencoder, sampler, tuple(latent_shape)
         self.num_steps = num_steps
-        self.amp_dtype = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+        self.amp_dtype = amp_dtype(amp)
 
     @torch.no_grad()
     def __call__(
@@ -68,7 +69,7 @@ class LatentSampler(Inferer):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in inputs]
         # the first draw of each generator is the initial noise, the following ones are the sampler's
         noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators]).to(device)
-        with torch.autocast(device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        with autocast(device, self.amp_dtype):
             latents = self.sampler.sample(
                 network, noise, num_steps=self.num_steps, generators=generators, progress=progress
             )

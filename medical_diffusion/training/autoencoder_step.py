@@ -17,8 +17,7 @@ rate from the start: a fresh discriminator at full weight is what drives the pub
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +33,11 @@ from medical_diffusion.losses.adversarial import (
 from medical_diffusion.networks.autoencoder import Autoencoder
 from medical_diffusion.networks.conv import channels_last
 from medical_diffusion.networks.discriminators import PatchDiscriminator
+from medical_diffusion.precision import amp_dtype, autocast
 from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.distributed import average_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class AutoencoderStep:
@@ -91,10 +90,8 @@ class AutoencoderStep:
         discriminator_start: int = 5000,
         discriminator_warmup: int = 1000,
         max_gradient_norm: float = 1.0,
-        amp: Literal["none", "bfloat16", "float16"] = "none",
+        amp: str = "none",
     ) -> None:
-        if amp not in AMP_DTYPES:
-            raise UserError(f"amp must be one of {', '.join(AMP_DTYPES)}", amp)
         if discriminator_start < 0 or discriminator_warmup < 0:
             raise UserError(
                 "discriminator_start and discriminator_warmup must not be negative",
@@ -118,7 +115,7 @@ class AutoencoderStep:
         self.adversarial_limit = adversarial_limit
         self.discriminator_start, self.discriminator_warmup = discriminator_start, discriminator_warmup
         self.max_gradient_norm = max_gradient_norm
-        self.amp_dtype = AMP_DTYPES[amp]
+        self.amp_dtype = amp_dtype(amp)
         device = next(autoencoder.parameters()).device.type
         if device == "cpu":
             keep_freed_memory()
@@ -146,7 +143,7 @@ class AutoencoderStep:
         """
         images = channels_last(images)
         self.autoencoder.train()
-        with self._autocast(images):
+        with autocast(images.device, self.amp_dtype):
             reconstruction, bottleneck = self.autoencoder.reconstruct(images)
         r = reconstruction.detach().float().requires_grad_()
         slice_index = torch.randint(images.shape[-1], (len(images),), device=images.device)
@@ -204,7 +201,7 @@ class AutoencoderStep:
         if self.spectral_loss is not None:
             terms["spectral_loss"] = self.spectral_loss(r, images)
         if self.perceptual_loss is not None:
-            with self._autocast(images):
+            with autocast(images.device, self.amp_dtype):
                 terms["perceptual_loss"] = self.perceptual_loss(_slices(r, slice_index), _slices(images, slice_index))
         return terms
 
@@ -220,7 +217,7 @@ class AutoencoderStep:
     ) -> dict[str, Tensor]:
         """Terms of one discriminator: adds to ``gradient`` in place and to the gradients of its parameters."""
         discriminator.train()
-        with self._autocast(images):
+        with autocast(images.device, self.amp_dtype):
             real_maps = discriminator(images if slice_index is None else _slices(images, slice_index))
             fake_maps = discriminator(r if slice_index is None else _slices(r, slice_index))
             adversarial = hinge_generator_loss(fake_maps[-1])
@@ -251,9 +248,6 @@ class AutoencoderStep:
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def _autocast(self, images: Tensor) -> AbstractContextManager:
-        return torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def optimizers(self) -> list[Optimizer]:
         """Optimisers whose learning rates a schedule may scale."""

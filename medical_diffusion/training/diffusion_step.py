@@ -6,17 +6,15 @@ t ~ U{0, ..., T-1},  e ~ N(0, 1),  z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medical_diffusion.errors import UserError
+from medical_diffusion.precision import amp_dtype, autocast
 from medical_diffusion.training.distributed import average_gradients
 from medical_diffusion.training.ema import ExponentialMovingAverage
-
-AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NoisePredictionInferer(Inferer):
@@ -65,10 +63,8 @@ class DiffusionStep:
         ema_decay: float = 0.9995,
         accumulation: int = 1,
         max_gradient_norm: float = 1.0,
-        amp: Literal["none", "bfloat16", "float16"] = "none",
+        amp: str = "none",
     ) -> None:
-        if amp not in AMP_DTYPES:
-            raise UserError(f"amp must be one of {', '.join(AMP_DTYPES)}", amp)
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -77,7 +73,7 @@ class DiffusionStep:
         self.ema = ExponentialMovingAverage(network, ema_decay)
         self.accumulation = accumulation
         self.max_gradient_norm = max_gradient_norm
-        self.amp_dtype = AMP_DTYPES[amp]
+        self.amp_dtype = amp_dtype(amp)
         device = next(network.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype is torch.float16)
 
@@ -114,7 +110,7 @@ class DiffusionStep:
 
     def loss(self, network: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mean loss of ``network`` on given noise and timesteps."""
-        with torch.autocast(latents.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        with autocast(latents.device, self.amp_dtype):
             prediction = self.inferer(inputs=latents, network=network, noise=noise, timesteps=timesteps)
         target = self.scheduler.training_target(latents, noise, timesteps)
         return self.loss_function(prediction.float(), target.float())
