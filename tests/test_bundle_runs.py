@@ -125,7 +125,7 @@ def test_samples_are_files_with_units_affine_and_provenance(trained: Path, tmp_p
     assert values.dtype == np.int16 and values.min() >= -1000 and values.max() <= 1000
     sidecar = json.loads((tmp_path / "sample_6.json").read_text())
     assert sidecar["synthetic"] is True and sidecar["seed"] == 6 and sidecar["unit"] == "HU"
-    assert sidecar["sampler"] == "ddpm" and sidecar["num_steps"] == 8
+    assert sidecar["sampler"] == "dpmpp" and sidecar["num_steps"] == 8
     assert set(sidecar["weights_sha256"]) == {"autoencoder.pt", "model.pt"}
     assert set(sidecar["versions"]) >= {"medical_diffusion", "torch", "monai"}
     assert (tmp_path / "preview.png").is_file()

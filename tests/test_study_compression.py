@@ -17,9 +17,9 @@ from medical_diffusion.studies.compression import run_compression_study
 def test_arms_share_volumes_and_give_table_and_figure(tmp_path: Path) -> None:
     options = {**TINY_TRAINING, "autoencoder_steps": 2}
     figure = run_compression_study(BUNDLE, tmp_path, (2, 4), options)
-    rows = list(csv.reader((tmp_path / "table.csv").open()))
+    rows = list(csv.reader((tmp_path / "table.csv").open(encoding="utf-8")))
     assert [row[0] for row in rows] == ["compression", "2", "4"]
-    assert "| 2 |" in (tmp_path / "table.md").read_text()
+    assert "| 2 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert min(Image.open(figure).size) > 100
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("autoencoder.pt")}
     assert len(stamps) == 2
