@@ -19,7 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after a :class:`UserError` (one message, no traceback)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parsed = build_parser(arguments[0] if arguments else "").parse_args(arguments)
+        parser = build_parser(arguments[0] if arguments else "")
+        parsed, rest = parser.parse_known_args(arguments)
+        if rest and "options" not in parsed:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if "options" in parsed:
+            parsed.options = rest
         status: int | None = parsed.run(parsed)
         sys.stdout.flush()
         return status or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from bundle_runs import BUNDLE, TINY_TRAINING
 from PIL import Image
 
-from medical_diffusion.cli.study import bundle_options
+from medical_diffusion.__main__ import build_parser, main
+from medical_diffusion.cli.study import bundle_options, run_compression
 from medical_diffusion.errors import UserError
 from medical_diffusion.studies.compression import run_compression_study
 
@@ -25,6 +27,18 @@ def test_arms_share_volumes_and_give_table_and_figure(tmp_path: Path) -> None:
     assert len(stamps) == 2
     run_compression_study(BUNDLE, tmp_path, (2, 4), options)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("autoencoder.pt")} == stamps
+
+
+def test_command_line_passes_options_of_the_bundle_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dataset_dir must be an existing folder"):
+        run_compression(parsed_study(["--output", str(tmp_path), "--seed", "1", "--dataset_dir", str(tmp_path / "no")]))
+    assert main(["study", "compression", "--output", str(tmp_path), "--stepps", "3"]) == 1
+
+
+def parsed_study(words: list[str]) -> argparse.Namespace:
+    parsed, rest = build_parser("study").parse_known_args(["study", "compression", *words])
+    parsed.options = rest
+    return parsed
 
 
 def test_errors(tmp_path: Path) -> None:

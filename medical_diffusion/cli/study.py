@@ -28,8 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compression.add_argument(
         "--compressions", metavar="C", type=int, nargs="+", default=[4, 8], help="factors per axis (default 4 8)"
     )
-    compression.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    compression.set_defaults(run=run_compression)
+    compression.set_defaults(run=run_compression, options=[])  # what is left over is the bundle's
 
 
 def run_compression(arguments: argparse.Namespace) -> None:
