@@ -75,11 +75,14 @@ def measure(row: dict) -> dict:
     """Time the work of a row and its peak memory above the imports."""
     import torch
 
+    from medical_diffusion.training.allocator import keep_freed_memory
     from medical_diffusion.training.autoencoder_step import AutoencoderStep  # noqa: F401  (imported before the baseline)
 
     if row["maker"] == "monai":
         import monai.losses
         import monai.networks.nets  # noqa: F401
+    elif row["device"] == "cpu":
+        keep_freed_memory()  # as every run of a bundle does
 
     torch.set_num_threads(row["threads"])
     torch.manual_seed(SEED)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from medical_diffusion.diffusion import noise_for_seeds
 from medical_diffusion.precision import amp_dtype, autocast
 from medical_diffusion.synthesis.writer import SampleWriter
 
@@ -66,9 +67,7 @@ class LatentSampler(Inferer):
         network.eval()
         self.autoencoder.eval()
         device = next(network.parameters()).device
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in inputs]
-        # the first draw of each generator is the initial noise, the following ones are the sampler's
-        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators]).to(device)
+        noise, generators = noise_for_seeds([int(seed) for seed in inputs], self.latent_shape, device=device)
         with autocast(device, self.amp_dtype):
             latents = self.sampler.sample(
                 network, noise, num_steps=self.num_steps, generators=generators, progress=progress

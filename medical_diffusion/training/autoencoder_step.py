@@ -34,7 +34,6 @@ from medical_diffusion.networks.autoencoder import Autoencoder
 from medical_diffusion.networks.conv import channels_last
 from medical_diffusion.networks.discriminators import PatchDiscriminator
 from medical_diffusion.precision import amp_dtype, autocast
-from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.distributed import average_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -117,8 +116,6 @@ class AutoencoderStep:
         self.max_gradient_norm = max_gradient_norm
         self.amp_dtype = amp_dtype(amp)
         device = next(autoencoder.parameters()).device.type
-        if device == "cpu":
-            keep_freed_memory()
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype is torch.float16)
 
     def adversarial_ramp(self, step: int) -> float:
