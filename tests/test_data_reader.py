@@ -112,8 +112,9 @@ def test_planar_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"more than one slice.*a.nii.gz: a 2D image"):
         load_volume(path)
     image = LoadVolumed("image", allow_planar=True)({"image": path})["image"]
-    assert image.shape == (6, 7, 1)
-    assert EnsureChannelFirstd("image")({"image": image})["image"].shape == (1, 6, 7, 1)
+    assert image.shape == (7, 6, 1)  # as it is looked at: the second axis of RAS points up
+    assert np.array_equal(image[:, :, 0].numpy(), voxels(shape).reshape(6, 7).T[::-1])
+    assert EnsureChannelFirstd("image")({"image": image})["image"].shape == (1, 7, 6, 1)
 
 
 def test_trailing_axis_of_one_is_dropped_and_big_endian_is_read(tmp_path: Path) -> None:

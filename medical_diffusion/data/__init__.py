@@ -1,9 +1,13 @@
-"""Data: manifests, discovery, checks, reading and preprocessing of volumes."""
+"""Data: manifests, discovery, checks, reading and preprocessing of volumes and flat images."""
 
 from medical_diffusion.data.augmentation import RandomFlips, flip_variants
 from medical_diffusion.data.checks import Fault, VolumeHeader
 from medical_diffusion.data.datalist import DataList, build_datalist
 from medical_diffusion.data.discovery import VolumeFile, find_volumes
+from medical_diffusion.data.flat_image import FlatImage
+from medical_diffusion.data.headers import read_header
+from medical_diffusion.data.images import read_image
+from medical_diffusion.data.itk import SimpleITKReader
 from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
 from medical_diffusion.data.loader import StepLoader, StepSampler
 from medical_diffusion.data.manifest import Manifest, load_manifest
@@ -14,7 +18,7 @@ from medical_diffusion.data.preprocessing import (
     ScaleToModelRanged,
     resize_volume,
 )
-from medical_diffusion.data.reader import LoadVolumed, SimpleITKReader, load_volume, read_header
+from medical_diffusion.data.reader import LoadVolumed, load_volume
 from medical_diffusion.data.split import split_subjects
 from medical_diffusion.data.verify import VerificationReport, verify_dataset
 
@@ -22,6 +26,7 @@ __all__ = [
     "CenterCropOrPadd",
     "DataList",
     "Fault",
+    "FlatImage",
     "IntensityScaling",
     "LatentDataset",
     "LoadVolumed",
@@ -41,6 +46,7 @@ __all__ = [
     "load_manifest",
     "load_volume",
     "read_header",
+    "read_image",
     "resize_volume",
     "split_subjects",
     "verify_dataset",

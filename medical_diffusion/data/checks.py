@@ -42,11 +42,13 @@ class VolumeHeader:
         shape: array shape as stored, spatial axes first; two axes for a flat image, more than three for a series.
         affine: voxel index to millimetres in RAS+, ``(4, 4)``.
         dtype: stored voxel type as text.
+        channels: 3 for a flat RGB image, whose colours are no axis of ``shape``; otherwise 1.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray
     dtype: str
+    channels: int = 1
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """Intensities and grids: what MONAI's transforms lack to bring a volume to the model's range and size.
 
 The model works in [-1, 1]: ``y = 2 (x - a) / (b - a) - 1``, clipped, where ``(a, b)`` is a fixed window (HU for CT),
-the volume's own minimum and maximum (the paper), or two of its percentiles. Only the fixed window can be undone to
-physical units; the others return to a relative scale in [0, 1].
+the volume's own minimum and maximum (the paper), two of its percentiles, or the full range of its stored type. Only
+the fixed window can be undone to physical units; the others return to a relative scale in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResizeWithPadOrCrop
 
+from medical_diffusion.data.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.shapes import per_axis
 
 logger = logging.getLogger(__name__)
 
-INTENSITY_MODES = ("window", "minmax", "percentile")
+INTENSITY_MODES = ("window", "minmax", "percentile", "stored")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class IntensityScaling:
     """Map of intensities to [-1, 1], and back.
 
     Args:
-        mode: "window" (fixed limits), "minmax" (each volume's own), "percentile" (each volume's own percentiles).
-        lower, upper: the window's limits in stored units, or the percentiles; not used by "minmax".
+        mode: "window" (fixed limits), "minmax" (each volume's own), "percentile" (each volume's own percentiles),
+            "stored" (the full range of the image's stored type: 0..255, 0..65535, as a flat image's metadata state).
+        lower, upper: the window's limits in stored units, or the percentiles; not used by "minmax" and "stored".
 
     Raises:
         UserError: unknown mode, limits missing or not increasing, percentiles outside [0, 100].
@@ -46,7 +48,7 @@ class IntensityScaling:
     def __post_init__(self) -> None:
         if self.mode not in INTENSITY_MODES:
             raise UserError("intensity must be a known mode", self.mode, did_you_mean(str(self.mode), INTENSITY_MODES))
-        if self.mode == "minmax":
+        if self.mode in ("minmax", "stored"):
             return
         if self.lower is None or self.upper is None or not self.lower < self.upper:
             raise UserError(f"intensity mode {self.mode} needs lower < upper", (self.lower, self.upper))
@@ -62,21 +64,22 @@ class IntensityScaling:
         """The intensities that become -1 and 1.
 
         Raises:
-            UserError: they are equal, so that the volume cannot be scaled.
+            UserError: they are equal, so that the volume cannot be scaled; mode "stored" without the metadata.
         """
         if self.mode == "window":
             return self._window()
-        if self.mode == "minmax":
+        if self.mode == "stored":
+            low, high = _stored_range(volume)
+        elif self.mode == "minmax":
             low, high = float(volume.min()), float(volume.max())
         else:
             # torch.quantile refuses more than 2^24 elements.
             percentiles = np.array([self.lower, self.upper], dtype=float)
             low, high = (float(v) for v in np.percentile(volume.numpy(force=True), percentiles))
         if not low < high:
-            name = volume.meta.get("filename_or_obj", "a volume") if isinstance(volume, MetaTensor) else "a volume"
             raise UserError(
                 f"intensity mode {self.mode} needs a volume that varies",
-                f"{name} with {low:g} to {high:g}",
+                f"{_name(volume)} with {low:g} to {high:g}",
                 "Use mode minmax or window, or remove the volume",
             )
         return low, high
@@ -107,6 +110,21 @@ class IntensityScaling:
     def from_dict(cls, fields: Mapping[str, Any]) -> IntensityScaling:
         """Inverse of ``to_dict``."""
         return cls(**fields)
+
+
+def _stored_range(volume: torch.Tensor) -> tuple[float, float]:
+    limits = volume.meta.get(STORED_RANGE) if isinstance(volume, MetaTensor) else None
+    if limits is None:
+        raise UserError(
+            "intensity mode stored needs the range of the stored type, which flat images bring",
+            f"{_name(volume)} without {STORED_RANGE}",
+            "Use mode window, minmax or percentile for volumes, or load the image with allow_planar",
+        )
+    return float(limits[0]), float(limits[1])
+
+
+def _name(volume: torch.Tensor) -> str:
+    return volume.meta.get("filename_or_obj", "a volume") if isinstance(volume, MetaTensor) else "a volume"
 
 
 class ScaleToModelRanged(MapTransform):
@@ -169,12 +187,11 @@ class CenterCropOrPadd(MapTransform):
         if self._has_said or (worker is not None and worker.id > 0):
             return
         self._has_said = True
-        name = image.meta.get("filename_or_obj", "a volume") if isinstance(image, MetaTensor) else "a volume"
         logger.warning(
             "Volumes smaller than the crop %s are padded with %s (first: %s of %s; said once)",
             self.spatial_size,
             self.padding_value,
-            name,
+            _name(image),
             tuple(image.shape[1:]),
         )
 

@@ -1,153 +1,86 @@
-"""Reading volumes: nibabel for NIfTI, SimpleITK for NRRD, MetaImage and DICOM series.
+"""Reading volumes: nibabel for NIfTI, SimpleITK for NRRD, MetaImage and DICOM series; flat images as depth 1.
 
-Both give the array in index order ``(i, j, k)`` and an affine from that index to millimetres in RAS+: ITK's LPS axes
-differ from RAS by the sign of the first two. A library's error becomes a ``UserError`` that names the file.
+Volumes come in index order ``(i, j, k)`` with an affine from that index to millimetres in RAS+; flat images, where they
+are welcome, as ``(rows, columns, 1)`` the way they are looked at. A library's error becomes a ``UserError`` that names
+the file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, PathLike
-from monai.data import ImageReader, MetaTensor, NibabelReader
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NibabelReader
 from monai.transforms import MapTransform
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import MetaKeys, SpaceKeys
 
-from medical_diffusion.data.checks import VolumeHeader, header_faults, raise_faults
-from medical_diffusion.data.dicom import choose_series
-from medical_diffusion.errors import UserError
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-def is_nifti(path: str | Path) -> bool:
-    """Whether a file is NIfTI by its name."""
-    return str(path).lower().endswith(NIFTI_SUFFIXES)
+from medical_diffusion.data.checks import header_faults, raise_faults
+from medical_diffusion.data.file_errors import as_user_error
+from medical_diffusion.data.flat_image import STORED_RANGE, check_channels, match_channels
+from medical_diffusion.data.formats import is_nifti
+from medical_diffusion.data.headers import read_header
+from medical_diffusion.data.images import read_image
+from medical_diffusion.data.itk import SimpleITKReader
 
 
-class SimpleITKReader(ImageReader):
-    """MONAI image reader for NRRD, MetaImage and DICOM (a file, or a folder with one series) by SimpleITK.
-
-    The array is ``(i, j, k)`` as ``NibabelReader`` gives it, with the components of a pixel as a last axis where there
-    are several; ``affine`` in the metadata is RAS+.
-
-    Args:
-        series_uid: which series of a DICOM folder to read; needed only where it holds several.
-    """
-
-    def __init__(self, series_uid: str | None = None) -> None:
-        self.series_uid = series_uid
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether all names are a folder or of a format that this reader takes."""
-        return all(Path(f).is_dir() or str(f).lower().endswith(ITK_SUFFIXES) for f in ensure_tuple(filename))
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """``(SimpleITK image, RAS+ affine)``, or a list of them for several paths."""
-        images = [self._read_one(Path(path)) for path in ensure_tuple(data)]
-        return images if len(images) > 1 else images[0]
-
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Array and metadata; several images of one shape are stacked along a new first (channel) axis."""
-        import SimpleITK as sitk
-
-        images = img if isinstance(img, list) else [img]
-        # GetArrayFromImage gives (k, j, i[, component]): reverse the spatial axes only.
-        arrays = [np.moveaxis(sitk.GetArrayFromImage(i), range(i.GetDimension()), _reversed(i)) for i, _ in images]
-        image, affine = images[0]
-        meta = {
-            MetaKeys.ORIGINAL_AFFINE: affine,
-            MetaKeys.AFFINE: affine.copy(),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(image.GetSize()[:3]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if image.GetNumberOfComponentsPerPixel() > 1 else float("nan"),
-        }
-        if len(arrays) == 1:
-            return arrays[0], meta
-        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
-        return np.stack(arrays), meta
-
-    def _read_one(self, path: Path) -> tuple[Any, np.ndarray]:
-        import SimpleITK as sitk
-
-        if not path.is_dir():
-            image = sitk.ReadImage(str(path))
-            return image, _itk_affine(image)
-        series = choose_series(path, self.series_uid)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(series.files)
-        # Slices of one series may have different rescale slopes: a type taken from the first would round the others.
-        if series.slices[0].samples == 1:
-            reader.SetOutputPixelType(sitk.sitkFloat32)
-        image = reader.Execute()
-        return image, series.affine if len(series.slices) > 1 else _itk_affine(image)
-
-
-def read_header(path: str | Path, series_uid: str | None = None) -> VolumeHeader:
-    """Shape, affine and stored type of a volume, without its voxels.
-
-    Raises:
-        UserError: the file is missing, or is not what its name says.
-    """
-    path = Path(path)
-    with _as_user_error(path):
-        if is_nifti(path):
-            import nibabel
-
-            image: Any = nibabel.load(path)
-            return VolumeHeader(tuple(image.shape), np.array(image.affine, dtype=float), image.get_data_dtype().name)
-        if path.is_dir():
-            series = choose_series(path, series_uid)
-            return VolumeHeader(series.shape, series.affine, "float32")
-        import SimpleITK as sitk
-
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        shape = tuple(reader.GetSize())
-        if reader.GetNumberOfComponents() > 1:
-            shape = (*shape, *[1] * (3 - len(shape)), reader.GetNumberOfComponents())
-        return VolumeHeader(shape, _itk_affine(reader), _itk_dtype(sitk, reader.GetPixelID()))
-
-
-def load_volume(path: str | Path, series_uid: str | None = None, allow_planar: bool = False) -> MetaTensor:
+def load_volume(
+    path: str | Path,
+    series_uid: str | None = None,
+    allow_planar: bool = False,
+    channels: int | None = None,
+    convert_channels: bool = False,
+) -> MetaTensor:
     """One volume as float32 ``(H, W, D)`` with its RAS+ affine, in stored units (HU for CT).
 
+    A flat image is ``(rows, columns, 1)``, or ``(rows, columns, 1, 3)`` for RGB, with the range of its stored type in
+    ``meta["stored_range"]`` and an identity affine where its file has none.
+
     Args:
-        path: a NIfTI, NRRD or MetaImage file, a DICOM file, or a folder that holds a DICOM series.
+        path: a NIfTI, NRRD or MetaImage file, a DICOM file, a folder that holds a DICOM series, or a flat image.
         series_uid: which series of a DICOM folder.
         allow_planar: accept an image of depth 1.
+        channels: 1 (grey) or 3 (RGB), what the model takes; ``None`` takes what the file holds. RGB with three equal
+            channels counts as grey.
+        convert_channels: convert RGB to grey (Rec. 601 luma) and grey to RGB rather than refuse it.
 
     Raises:
-        UserError: missing, truncated or of another format than its name says, not three-dimensional, singular affine.
+        UserError: missing, truncated or of another format than its name says, not three-dimensional, singular affine,
+            RGB where grey is asked for or the reverse.
     """
     path = Path(path)
+    check_channels(channels)
     header = read_header(path, series_uid)
     faults = header_faults(path, header, allow_planar)
     raise_faults(faults, "a volume must be valid", "`medical_diffusion data verify` lists the faults of a whole folder")
-    reader = NibabelReader() if is_nifti(path) else SimpleITKReader(series_uid)
-    with _as_user_error(path):
-        # Not through LoadImage: it builds every reader it knows at each call, GPU ones with their warnings included.
-        voxels, _ = reader.get_data(reader.read(str(path)))
-    array = torch.from_numpy(np.asarray(voxels, dtype=np.float32, order="C").reshape(header.spatial_shape))
+    meta: dict[str, Any] = {}
+    if header.spatial_shape[2] == 1:
+        image = read_image(path, series_uid)
+        voxels, affine, colours = image.pixels[:, :, None], image.affine, image.pixels.ndim == 3
+        meta[STORED_RANGE] = image.stored_range
+    else:
+        reader = NibabelReader() if is_nifti(path) else SimpleITKReader(series_uid)
+        with as_user_error(path):
+            # Not through LoadImage: it builds every reader it knows at each call, GPU ones with warnings included.
+            stored, _ = reader.get_data(reader.read(str(path)))
+        voxels = np.asarray(stored, dtype=np.float32, order="C").reshape(header.spatial_shape)
+        affine, colours = header.affine, False
+    voxels = match_channels(voxels, 3 if colours else 1, channels, convert_channels, path)
     return MetaTensor(
-        array,
-        affine=torch.as_tensor(header.affine, dtype=torch.float64),
-        meta={
-            MetaKeys.ORIGINAL_AFFINE: header.affine,
+        torch.from_numpy(np.ascontiguousarray(voxels)),
+        affine=torch.as_tensor(affine, dtype=torch.float64),
+        meta=meta
+        | {
+            MetaKeys.ORIGINAL_AFFINE: affine,
             MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(header.spatial_shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(voxels.shape[:3]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if voxels.ndim == 4 else float("nan"),
             "filename_or_obj": str(path),
         },
     )
@@ -160,21 +93,33 @@ class LoadVolumed(MapTransform):
 
     Args:
         keys: keys of the items that hold a path.
-        allow_planar: accept images of depth 1 (2D work); a 2D file gets a third axis of size 1.
+        allow_planar: accept images of depth 1 (2D work), ``(rows, columns, 1)`` or ``(rows, columns, 1, 3)``.
+        channels, convert_channels: as of ``load_volume``.
 
     Raises:
         UserError: as ``load_volume``.
     """
 
-    def __init__(self, keys: KeysCollection, allow_planar: bool = False, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        allow_planar: bool = False,
+        channels: int | None = None,
+        convert_channels: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        check_channels(channels)
         self.allow_planar = allow_planar
+        self.channels, self.convert_channels = channels, convert_channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its volume."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = load_volume(item[key], item.get("series_uid"), self.allow_planar)
+            item[key] = load_volume(
+                item[key], item.get("series_uid"), self.allow_planar, self.channels, self.convert_channels
+            )
         return item
 
 
@@ -188,7 +133,7 @@ def is_intact(path: str | Path) -> bool:
         return True
     import nibabel
 
-    with _as_user_error(Path(path)):
+    with as_user_error(Path(path)):
         image: Any = nibabel.load(path)
         expected = int(image.dataobj.offset + np.prod(image.shape, dtype=np.int64) * image.get_data_dtype().itemsize)
     if not str(path).lower().endswith(".gz"):
@@ -214,50 +159,3 @@ def _decompressed_length(path: str | Path) -> int:
     except (OSError, EOFError, zlib.error):
         return -1
     return length
-
-
-def _reversed(image: Any) -> list[int]:
-    return list(range(image.GetDimension()))[::-1]
-
-
-def _itk_affine(image: Any) -> np.ndarray:
-    """RAS+ affine of a SimpleITK image or file reader of two or more axes, ``(4, 4)``."""
-    dimension = image.GetDimension()
-    used = min(dimension, 3)
-    direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:used, :used]
-    affine = np.eye(4)
-    affine[:used, :used] = direction * np.asarray(image.GetSpacing())[:used]
-    affine[:used, 3] = np.asarray(image.GetOrigin())[:used]
-    return _LPS_TO_RAS @ affine
-
-
-def _itk_dtype(sitk: Any, pixel_id: int) -> str:
-    """numpy-like name of a SimpleITK pixel type ("int16"), or ITK's own name where it is not a plain number."""
-    name = sitk.GetPixelIDValueAsString(pixel_id).replace("vector of ", "")
-    sign = {"8-bit signed integer": "int8", "8-bit unsigned integer": "uint8"}
-    for bits in (16, 32, 64):
-        sign |= {f"{bits}-bit signed integer": f"int{bits}", f"{bits}-bit unsigned integer": f"uint{bits}"}
-    return (sign | {"32-bit float": "float32", "64-bit float": "float64"}).get(name, name)
-
-
-@contextlib.contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
-    """Turn what nibabel, SimpleITK and zlib raise about a bad file into one message with its path."""
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    copy_again = "Copy or download the file again, or remove it"
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError("an image file must exist", str(path), "Check the path") from error
-    except (ImageFileError, HeaderDataError) as error:
-        rule = "a file must be of the format that its name says"
-        raise UserError(rule, f"{path} ({error})", copy_again) from error
-    except (EOFError, zlib.error) as error:
-        raise UserError("an image file must be complete", f"{path} ({error})", copy_again) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        last_line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError("an image file must be readable and complete", f"{path} ({last_line})", copy_again) from error

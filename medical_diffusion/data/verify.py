@@ -22,8 +22,9 @@ from medical_diffusion.data.checks import (
 )
 from medical_diffusion.data.dicom import choose_series, series_faults
 from medical_diffusion.data.discovery import VolumeFile, check_dataset_dir, scan_volumes
+from medical_diffusion.data.headers import read_header
 from medical_diffusion.data.manifest import load_manifest
-from medical_diffusion.data.reader import has_valid_checksum, is_intact, load_volume, read_header
+from medical_diffusion.data.reader import has_valid_checksum, is_intact, load_volume
 from medical_diffusion.errors import UserError
 
 
