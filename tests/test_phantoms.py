@@ -196,6 +196,6 @@ def test_bad_arguments_are_refused(tmp_path, arguments, message):
 
 def test_every_kind_keeps_the_contract():
     for name, kind in PHANTOM_KINDS.items():
-        phantom = kind.generate(0, (16, 16, 16))
+        phantom = kind.generate(0, (16, 16, 1 if kind.planar else 16))
         assert set(np.unique(phantom.mask)) <= set(kind.labels.values()), name
         json.dumps(phantom.facts)

@@ -5,8 +5,6 @@ Structures are laid over each other from the skin inwards, in HU. Orientation is
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +48,6 @@ HU = {
 FIELD_OF_VIEW_MM = (320.0, 320.0, 320.0)
 LUNG_LABEL = {LEFT: MASK_LABELS["left_lung"], RIGHT: MASK_LABELS["right_lung"]}
 NOISE_LIMIT_HU = 20.0
-RIB_PERIOD_MM = 27.0
 
 
 def chest_ct_phantom(
@@ -162,27 +159,9 @@ def _draw_lungs(canvas: Canvas, thorax: Thorax) -> dict[int, tuple[Box, np.ndarr
 
 def _draw_heart_and_vessels(canvas: Canvas, thorax: Thorax) -> None:
     """Heart, aorta, pulmonary trunk and arteries, superior vena cava and the vessels above the arch."""
-    label = MASK_LABELS["great_vessels"]
-    x0, y0, z0 = thorax.heart_centre
-    zc, r = thorax.carina[2], thorax.aorta_radius
-    top = z0 + np.sqrt(np.square(thorax.heart_turn[2] * thorax.heart_axes).sum())
-
-    def chain(radius: float, *points: Sequence[float]) -> None:
-        for start, end in itertools.pairwise(points):
-            box, tube = canvas.tube(start, end, radius)
-            canvas.paint(tube, HU["blood"], label, box)
-
-    back = float(thorax.spine_y(zc)) + 26
-    lower = thorax.dome[LEFT] - 120
-    chain(r, (2, y0 - 2, top - 14), (13, 22, zc + 4), (6, 16, zc + 24), (-8, -2, zc + 30), (-17, back, zc + 20))
-    chain(0.85 * r, (-17, back, zc + 20), (-18, float(thorax.spine_y(z0)) + 27, z0))
-    chain(0.8 * r, (-18, float(thorax.spine_y(z0)) + 27, z0), (-10, float(thorax.spine_y(lower)) + 29, lower))
-    chain(11, (x0 + 8, y0 + 6, top - 12), (-15, 12, zc - 8))
-    chain(9, (-15, 12, zc - 8), (-30, 0, zc - 10))
-    chain(9, (-15, 12, zc - 8), (8, 4, zc - 16), (34, 0, zc - 16))
-    chain(8, (24, 8, zc + 40), (24, 8, zc - 12), (22, y0 - 8, z0 + 8))
-    for x, y, radius in ((12, 10, 6), (-8, 6, 4), (-15, -2, 5)):
-        chain(radius, (0.5 * x, y, zc + 32), (1.6 * x, y, thorax.apex + 20))
+    for start, end, radius in thorax.great_vessels():
+        box, tube = canvas.tube(start, end, radius)
+        canvas.paint(tube, HU["blood"], MASK_LABELS["great_vessels"], box)
     box = canvas.box([thorax.heart_centre], float(max(thorax.heart_axes)))
     canvas.paint(canvas.coverage(thorax.heart(canvas.within(box))), HU["heart"], MASK_LABELS["heart"], box)
 
@@ -194,8 +173,7 @@ def _draw_bones(canvas: Canvas, thorax: Thorax) -> None:
     box = canvas.region((-36, -b - 32, bottom), (36, -b + 62, top))
     x, y, z = canvas.within(box)
     yc = thorax.spine_y(z)
-    level = (z / thorax.vertebra_height + thorax.vertebra_phase) % 1
-    disc = np.abs(level - 0.5) * thorax.vertebra_height  # mm from the middle of a vertebra
+    disc = thorax.within_vertebra(z)
     body = np.sqrt(np.square(x / 1.25) + np.square(y - yc)) - 14
     bone = np.maximum(body, disc - thorax.vertebra_height / 2 + 2.5)
     arch = np.sqrt(np.square(x) + np.square(y - yc + 21)) - 14
@@ -211,8 +189,7 @@ def _draw_bones(canvas: Canvas, thorax: Thorax) -> None:
 
     box = canvas.region((-a - 12, -b - 10, bottom), (a + 12, b + 14, thorax.apex))
     x, y, z = canvas.within(box)
-    level = ((z + thorax.rib_slope * (y + b)) / RIB_PERIOD_MM + thorax.rib_phase) % 1
-    across = np.abs(level - 0.5) * RIB_PERIOD_MM / math.hypot(1, thorax.rib_slope)
+    across = thorax.across_rib(y, z)
     rib = np.sqrt(np.square(thorax.rib_cage((x, y, z)) - 6) + np.square(np.maximum(across - 2, 0))) - 4.2
     rib = np.maximum(rib, 18 - np.abs(x))
     front = np.clip((y - 0.62 * b) / 12, 0, 1)  # cartilage replaces bone towards the sternum

@@ -5,23 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medical_diffusion.data.phantoms import chest_ct
+from medical_diffusion.data.phantoms import chest_ct, radiograph
 from medical_diffusion.data.phantoms.primitives import Phantom
 from medical_diffusion.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
 class PhantomKind:
-    """A generator ``(seed, image_size) -> Phantom`` with what a reader of its files needs to know."""
+    """A generator ``(seed, image_size) -> Phantom`` with what a reader of its files needs to know.
+
+    Attributes:
+        generate: draws the phantom of a seed.
+        labels: numbers in its mask by name.
+        version: raised with every change of what a seed draws.
+        intensity_unit: of its image.
+        classes: names that ``facts["class_name"]`` takes; none where phantoms are unlabelled.
+        planar: images (H, W, 1), rows down and columns right, with whole grey values 0 to 255, instead of volumes.
+    """
 
     generate: Callable[[int, Sequence[int]], Phantom]
     labels: Mapping[str, int]
     version: int
     intensity_unit: str
+    classes: tuple[str, ...] = ()
+    planar: bool = False
 
 
 PHANTOM_KINDS: dict[str, PhantomKind] = {
     "chest_ct": PhantomKind(chest_ct.chest_ct_phantom, chest_ct.MASK_LABELS, chest_ct.VERSION, "HU"),
+    "radiograph": PhantomKind(
+        generate=radiograph.radiograph_phantom,
+        labels=radiograph.MASK_LABELS,
+        version=radiograph.VERSION,
+        intensity_unit="grey, 0 to 255",
+        classes=radiograph.CLASSES,
+        planar=True,
+    ),
 }
 
 

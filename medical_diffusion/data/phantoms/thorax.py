@@ -6,6 +6,8 @@ Sizes are those of adults with arms raised, scaled so that the body fits a field
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,9 @@ import numpy as np
 from medical_diffusion.data.phantoms.primitives import Array, Points, domed_column, ellipsoid, rotation, smooth_max
 
 LEFT, RIGHT = -1, 1  # the sign of x
+RIB_PERIOD_MM = 27.0
+Place = tuple[float, float, float]
+Tube = tuple[Place, Place, float]  # start, end, radius
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,14 @@ class Thorax:
     noise_hu: float  # standard deviation in a voxel of 10 mm
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Thorax:
-        """One random chest."""
+    def draw(cls, rng: np.random.Generator, heart_width_ratio: float | None = None) -> Thorax:
+        """One random chest.
+
+        Args:
+            rng: where all dimensions come from.
+            heart_width_ratio: cardiothoracic ratio, in place of the drawn one; nothing else is drawn otherwise, and a
+                heart that is too large for a flat chest is pressed flat instead of made smaller.
+        """
         u = rng.uniform
         half_width = u(122, 150)
         half_depth = half_width * u(0.68, 0.82)
@@ -60,7 +71,13 @@ class Thorax:
         shape = np.array([1.0, u(0.68, 0.8), u(0.68, 0.78)])
         reach = np.sqrt(np.square(heart_turn * shape).sum(1))  # half extents along x, y, z for a long axis of 1 mm
         size = min(ratio * a / reach[0], 0.58 * b / reach[1])  # a flat chest holds a smaller heart
-        extent = reach * size
+        axes, extent = shape * size, reach * size
+        if heart_width_ratio is not None:
+            size = heart_width_ratio * a / reach[0]
+            room = np.array([np.inf, 0.58 * b, 0.27 * height])  # the carina stays above the heart
+            pressed = heart_turn * (shape * size) * np.minimum(1, room / (reach * size))[:, None]
+            heart_turn, axes, _ = np.linalg.svd(pressed)
+            extent = np.sqrt(np.square(pressed).sum(1))
         heart = np.array([-extent[0] * u(0.30, 0.44), b - extent[1] - u(6, 11), left_dome + extent[2] - u(-2, 8)])
         return cls(
             turn=rotation((u(-4, 4), u(-4, 4), u(-8, 8))),
@@ -74,7 +91,7 @@ class Thorax:
             dome_depth=u(40, 62),
             mediastinum=u(20, 27),
             heart_centre=heart,
-            heart_axes=shape * size,
+            heart_axes=axes,
             heart_turn=heart_turn,
             heart_width_ratio=float(extent[0] / a),
             carina=np.array([u(-2, 6), min(u(58, 64), 0.84 * b) - b, apex - u(84, 100)]),
@@ -104,6 +121,39 @@ class Thorax:
     def heart(self, p: Points) -> Array:
         """Surface of the heart with its great vessels' roots left out."""
         return ellipsoid(p, self.heart_centre, self.heart_axes, self.heart_turn)
+
+    def great_vessels(self) -> list[Tube]:
+        """Aorta (ascending, arch, descending), pulmonary trunk and arteries, superior vena cava, arch branches."""
+        x0, y0, z0 = self.heart_centre
+        zc, r = float(self.carina[2]), self.aorta_radius
+        top = z0 + np.sqrt(np.square(self.heart_turn[2] * self.heart_axes).sum())
+        back = float(self.spine_y(zc)) + 26
+        lower = self.dome[LEFT] - 120
+        beside = (-18, float(self.spine_y(z0)) + 27, z0)
+        arch = (-17, back, zc + 20)
+        crossing, hilum = (-15, 12, zc - 8), (8, 4, zc - 16)
+        chains: list[tuple[float, list[Place]]] = [
+            (r, [(2, y0 - 2, top - 14), (13, 22, zc + 4), (6, 16, zc + 24), (-8, -2, zc + 30), arch]),
+            (0.85 * r, [arch, beside]),
+            (0.8 * r, [beside, (-10, float(self.spine_y(lower)) + 29, lower)]),
+            (11, [(x0 + 8, y0 + 6, top - 12), crossing]),
+            (9, [crossing, (-30, 0, zc - 10)]),
+            (9, [crossing, hilum, (34, 0, zc - 16)]),
+            (8, [(24, 8, zc + 40), (24, 8, zc - 12), (22, y0 - 8, z0 + 8)]),
+        ]
+        for x, y, radius in ((12, 10, 6), (-8, 6, 4), (-15, -2, 5)):
+            chains.append((radius, [(0.5 * x, y, zc + 32), (1.6 * x, y, self.apex + 20)]))
+        return [(start, end, radius) for radius, points in chains for start, end in itertools.pairwise(points)]
+
+    def across_rib(self, y: Array, z: Array) -> Array:
+        """Distance (mm) from the middle line of the nearest rib, along the chest wall; ribs slope down to the front."""
+        level = ((z + self.rib_slope * (y + self.cavity[1])) / RIB_PERIOD_MM + self.rib_phase) % 1
+        return np.abs(level - 0.5) * RIB_PERIOD_MM / math.hypot(1, self.rib_slope)
+
+    def within_vertebra(self, z: Array) -> Array:
+        """Height difference (mm) to the middle of the nearest vertebra."""
+        level = (z / self.vertebra_height + self.vertebra_phase) % 1
+        return np.abs(level - 0.5) * self.vertebra_height
 
     def diaphragm(self, p: Points, side: int) -> Array:
         """Positive below the dome of one side: a paraboloid that falls off to the recesses, deepest behind."""

@@ -1,4 +1,7 @@
-"""Phantoms as files: NIfTI images and masks with a listing that says what they are and proves that they are whole.
+"""Phantoms as files with a listing that says what they are and proves that they are whole.
+
+Volumes become NIfTI images and masks, images become 8-bit grey PNG, and classes become lines of ``labels.csv``. Several
+processes draw them and this one writes them in order, with the bytes that one process would write.
 
 A folder's name carries the arguments, its files are complete or absent: everything is written into a temporary folder
 beside it, which is renamed when the listing is in place.
@@ -6,25 +9,33 @@ beside it, which is renamed when the listing is in place.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from medical_diffusion.data.phantoms.primitives import Phantom
-from medical_diffusion.data.phantoms.registry import PhantomKind, phantom_kind
+from medical_diffusion.data.phantoms.registry import PHANTOM_KINDS, PhantomKind, phantom_kind
+from medical_diffusion.data.phantoms.workers import ordered_map, worker_count
 from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import per_axis
 
 LISTING = "phantoms.json"
+LABELS = "labels.csv"
 
 
 def write_phantoms(
@@ -34,6 +45,7 @@ def write_phantoms(
     image_size: int | Sequence[int],
     seed: int = 0,
     progress: bool = True,
+    max_workers: int | None = None,
 ) -> Path:
     """Write ``count`` phantoms with seeds ``seed``, ``seed + 1``, ... unless they are already there, whole.
 
@@ -44,27 +56,36 @@ def write_phantoms(
         image_size: voxels (H, W, D).
         seed: first seed, at least 0.
         progress: show a progress bar.
+        max_workers: processes that draw; as many as there are CPUs, up to 8, where that pays.
 
     Returns:
-        The sub-folder, with ``images/<kind>_<seed>.nii.gz`` (int16), ``masks/`` of the same names (uint8), and
-        ``phantoms.json``: arguments, label names, and for each subject its files, SHA-256 and facts.
+        The sub-folder, with ``images/<kind>_<seed>.nii.gz`` (int16) and ``masks/`` of the same names (uint8), or
+        ``images/<kind>_<seed>.png`` alone for planar kinds, and ``phantoms.json``: arguments, label names, and for each
+        subject its files, SHA-256 and facts. Kinds with classes add ``labels.csv``: image, label, subject.
 
     Raises:
         UserError: an argument out of range, or a folder that cannot be written (permission, full disk).
     """
     known, size = phantom_kind(kind), per_axis(image_size, "image_size")
-    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+    workers = worker_count(count) if max_workers is None else max_workers
+    for name, value, least in (("count", count, 1), ("seed", seed, 0), ("max_workers", workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{name} of phantoms must be a whole number of at least {least}", value)
     folder = Path(output_dir).expanduser() / f"{kind}_{'x'.join(map(str, size))}_n{count}_s{seed}"
-    arguments = {"kind": kind, "version": known.version, "count": count, "image_size": list(size), "seed": seed}
+    arguments: dict[str, Any] = {
+        "kind": kind,
+        "version": known.version,
+        "count": count,
+        "image_size": list(size),
+        "seed": seed,
+    }
     if is_whole(folder, arguments):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             built = Path(temporary) / "built"
-            _write_folder(built, known, arguments, progress)
+            _write_folder(built, known, arguments, progress, workers)
             _put_in_place(built, folder, Path(temporary) / "replaced", arguments)
     except OSError as error:
         raise UserError(
@@ -81,32 +102,76 @@ def is_whole(folder: Path, arguments: dict[str, object]) -> bool:
         listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
         if {key: listing[key] for key in arguments} != arguments or len(listing["subjects"]) != arguments["count"]:
             return False
+        kind = PHANTOM_KINDS[str(arguments["kind"])]
+        if kind.classes and (folder / LABELS).read_text(encoding="utf-8") != _labels_csv(listing["subjects"]):
+            return False
         return all(
             _sha256((folder / subject[role]["file"]).read_bytes()) == subject[role]["sha256"]
             for subject in listing["subjects"]
-            for role in ("image", "mask")
+            for role in _roles(kind)
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _write_folder(folder: Path, kind: PhantomKind, arguments: dict[str, object], progress: bool) -> None:
-    first, count, name = int(arguments["seed"]), int(arguments["count"]), arguments["kind"]  # type: ignore[call-overload]
-    for sub_folder in ("images", "masks"):
-        (folder / sub_folder).mkdir(parents=True)
+@dataclass(frozen=True)
+class _Made:
+    """What one seed becomes: its entry in the listing, and the bytes of its files by their path in the folder."""
+
+    entry: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def _make(seed: int, arguments: Mapping[str, Any]) -> _Made:
+    kind, subject = PHANTOM_KINDS[arguments["kind"]], f"{arguments['kind']}_{seed:05d}"
+    phantom = kind.generate(seed, arguments["image_size"])
+    contents = (png_bytes(phantom),) if kind.planar else nifti_bytes(phantom)
+    made = _Made({"subject": subject, "seed": seed}, {})
+    for role, content in zip(_roles(kind), contents, strict=True):
+        file = f"{role}s/{subject}.{'png' if kind.planar else 'nii.gz'}"
+        made.files[file] = content
+        made.entry[role] = {"file": file, "sha256": _sha256(content)}
+    made.entry["facts"] = phantom.facts
+    return made
+
+
+def _roles(kind: PhantomKind) -> tuple[str, ...]:
+    return ("image",) if kind.planar else ("image", "mask")
+
+
+def _write_folder(folder: Path, kind: PhantomKind, arguments: Mapping[str, Any], progress: bool, workers: int) -> None:
+    first, count, name = arguments["seed"], arguments["count"], arguments["kind"]
+    for role in _roles(kind):
+        (folder / f"{role}s").mkdir(parents=True)
     subjects = []
-    for seed in tqdm(range(first, first + count), desc=f"{name} phantoms", unit="volume", disable=not progress):
-        phantom = kind.generate(seed, arguments["image_size"])  # type: ignore[arg-type]
-        subject = f"{name}_{seed:05d}"
-        image, mask = nifti_bytes(phantom)
-        entry: dict[str, object] = {"subject": subject, "seed": seed}
-        for role, content in (("image", image), ("mask", mask)):
-            file = f"{role}s/{subject}.nii.gz"
+    results = ordered_map(partial(_make, arguments=arguments), range(first, first + count), workers)
+    unit = "image" if kind.planar else "volume"
+    for made in tqdm(results, desc=f"{name} phantoms", total=count, unit=unit, disable=not progress):
+        for file, content in made.files.items():
             (folder / file).write_bytes(content)
-            entry[role] = {"file": file, "sha256": _sha256(content)}
-        subjects.append({**entry, "facts": phantom.facts})
-    listing = {**arguments, "labels": dict(kind.labels), "intensity_unit": kind.intensity_unit, "subjects": subjects}
-    (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+        subjects.append(made.entry)
+    listing = {**arguments, "labels": dict(kind.labels), "intensity_unit": kind.intensity_unit}
+    if kind.classes:
+        listing["classes"] = list(kind.classes)
+        (folder / LABELS).write_text(_labels_csv(subjects), encoding="utf-8")
+    content = json.dumps({**listing, "subjects": subjects}, indent=1) + "\n"
+    (folder / LISTING).write_text(content, encoding="utf-8")
+
+
+def _labels_csv(subjects: Sequence[Mapping[str, Any]]) -> str:
+    """The class of each image, as a table for other programs."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("image", "label", "subject"))
+    table.writerows((s["image"]["file"], s["facts"]["class_name"], s["subject"]) for s in subjects)
+    return text.getvalue()
+
+
+def png_bytes(phantom: Phantom) -> bytes:
+    """A planar phantom's image as the bytes of an 8-bit grey .png file."""
+    buffer = io.BytesIO()
+    Image.fromarray(phantom.image[..., 0].astype(np.uint8)).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def nifti_bytes(phantom: Phantom) -> tuple[bytes, bytes]:
