@@ -49,7 +49,7 @@ def test_shapes(image_size: tuple[int, int, int], compression: int, latent: tupl
     h = network.encode(x)
     assert h.shape == (2, 8, *latent)
     assert network.decode(h).shape == x.shape
-    reconstruction, bottleneck = network.reconstruct(x)
+    (reconstruction,), bottleneck = network.reconstruct(x)
     assert reconstruction.shape == network(x).shape == x.shape
     assert bottleneck.indices.shape == (2, *latent)
 
@@ -59,7 +59,7 @@ def test_every_parameter_gets_a_gradient(
     image_size: tuple[int, int, int], compression: int, latent: tuple[int, int, int]
 ) -> None:
     network = small(image_size, compression=compression)
-    reconstruction, bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
+    (reconstruction,), bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
     (reconstruction.square().mean() + bottleneck.loss).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

@@ -18,8 +18,8 @@ from medical_diffusion.training.autoencoder_step import AutoencoderStep
 
 SIZE = (16, 16, 8)
 NAMES = {
-    "loss", "pixel_loss", "structural_loss", "spectral_loss", "perceptual_loss", "commitment_loss", "adversarial_loss",
-    "feature_matching_loss", "discriminator_loss", "codes_used", "gradient_norm",
+    "loss", "pixel_loss", "structural_loss", "spectral_loss", "perceptual_loss", "bottleneck_loss", "adversarial_loss",
+    "feature_matching_loss", "discriminator_loss", "codes_used", "perplexity", "gradient_norm",
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_one_step_equals_a_naive_one_with_two_forward_passes() -> None:
     result = step(images, 0)
 
     torch.manual_seed(7)
-    reconstruction, bottleneck = autoencoder.reconstruct(images)
+    (reconstruction,), bottleneck = autoencoder.reconstruct(images)
     index = torch.randint(SIZE[-1], (len(images),))
     real_slices, fake_slices = (
         torch.stack([volume[..., i : i + 1] for volume, i in zip(volumes, index, strict=True)])

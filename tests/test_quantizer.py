@@ -51,9 +51,9 @@ def test_output_has_the_shape_of_the_input(shape: tuple[int, ...]) -> None:
     assert out.latents.shape == shape
     assert out.indices.shape == (2, *shape[2:])
     torch.testing.assert_close(out.latents, q.codebook[out.indices].movedim(-1, 1))
-    torch.testing.assert_close(out.latents, q.quantize(h))
-    assert out.codes_used == len(out.indices.unique())
-    assert 1 <= out.perplexity <= out.codes_used + 1e-3
+    torch.testing.assert_close(out.latents, q.to_decoder(h))
+    assert out.statistics["codes_used"] == len(out.indices.unique())
+    assert 1 <= out.statistics["perplexity"] <= out.statistics["codes_used"] + 1e-3
 
 
 def test_gradient_passes_straight_through_and_the_loss_draws_to_the_code() -> None:
@@ -64,7 +64,7 @@ def test_gradient_passes_straight_through_and_the_loss_draws_to_the_code() -> No
     (through,) = torch.autograd.grad(out.latents, h, cotangent, retain_graph=True)
     torch.testing.assert_close(through, cotangent)
     (pull,) = torch.autograd.grad(out.loss, h)
-    torch.testing.assert_close(pull, 0.5 * 2 * (h - q.quantize(h)).detach() / h.numel())
+    torch.testing.assert_close(pull, 0.5 * 2 * (h - q.to_decoder(h)).detach() / h.numel())
 
 
 def test_moving_averages_follow_their_equations() -> None:
@@ -118,7 +118,7 @@ def test_a_moving_encoder_does_not_leave_the_codebook_behind() -> None:
     for init_batches in (1, 20):
         q = VectorQuantizer(64, 8, init_batches=init_batches)
         for batch in range(40):
-            used[init_batches] = q(torch.randn(1, 8, 4, 4, 4) + min(batch, 20)).codes_used
+            used[init_batches] = q(torch.randn(1, 8, 4, 4, 4) + min(batch, 20)).statistics["codes_used"]
     assert used[1] == 1
     assert used[20] > 10
 
@@ -203,7 +203,7 @@ def _train_on_rank(rank: int, folder: str) -> None:
     for step in range(20):
         torch.manual_seed(100 * rank + step)
         out = q(torch.randn(1, 4, 3, 3, 3) * (rank + 1))
-    torch.save((q.state_dict(), out.codes_used), f"{folder}/rank{rank}.pt")
+    torch.save((q.state_dict(), out.statistics["codes_used"]), f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

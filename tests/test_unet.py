@@ -180,7 +180,9 @@ def test_export_gives_the_same_prediction():
         ({"channel_multipliers": ()}, "channel_multipliers must be positive"),
         ({"channel_multipliers": (1, 0)}, "channel_multipliers must be positive"),
         ({"head_channels": 7}, "head_channels must be even.*Received: 7"),
-        ({"spatial_attention": "ful"}, "auto, full or linear.*Did you mean full"),
+        ({"spatial_attention": "ful"}, "auto, full, linear or none.*Did you mean full"),
+        ({"skip": "ad"}, "skip must be concatenate or add.*Did you mean add"),
+        ({"blocks_per_level": 0}, "blocks_per_level must be a positive whole number.*Received: 0"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
     ],
 )
@@ -207,3 +209,37 @@ def test_bad_inputs_are_refused(arguments, message):
 def test_labels_without_classes_are_refused():
     with pytest.raises(UserError, match=r"class_labels need a network with classes.*num_classes"):
         small()(torch.zeros(1, 3, 4, 4, 2), 1, 0)
+
+
+MEDFUSION = {"blocks_per_level": 1, "skip": "add", "spatial_attention": "none", "depth_attention": False}
+
+
+def test_medfusion_is_a_configuration():
+    with torch.device("meta"):
+        network = UNet(8, width=256, channel_multipliers=(1, 1, 2, 4), num_classes=2, **MEDFUSION)
+    parts = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in network.named_children()}
+    assert sum(parts.values()) == pytest.approx(76.1, abs=0.05)
+    resampling = parts["downsample"] + parts["upsample"]
+    assert sum(parts.values()) - parts["middle"] - resampling * 7 / 16 == pytest.approx(49.6, abs=0.05)
+    assert not any("attention" in name for name, _ in network.named_parameters())
+
+
+@pytest.mark.parametrize("size", [(8, 8, 1), (7, 5, 1), (1, 9, 1), (8, 6, 3)])
+@pytest.mark.parametrize(
+    "options", [MEDFUSION, {"blocks_per_level": 3}, {"skip": "add"}, {"spatial_attention": "none"}]
+)
+def test_other_configurations_train_at_every_size(size, options):
+    network = awake(small(channel_multipliers=(1, 1, 2), num_classes=2, **options)).train()
+    x = torch.randn(2, 3, *size)
+    y = network(x, torch.tensor([3, 200]), torch.tensor([0, 2]))
+    assert y.shape == x.shape
+    y.square().mean().backward()
+    # a plane of one position has nothing to attend to
+    needed = [(n, p) for n, p in network.named_parameters() if "attention" not in n and "depth" not in n]
+    assert [name for name, p in needed if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_number_of_blocks_is_what_was_asked():
+    for blocks in (1, 2, 3):
+        network = small(blocks_per_level=blocks)
+        assert {len(level.blocks) for level in (*network.down, network.middle, *network.up)} == {blocks}

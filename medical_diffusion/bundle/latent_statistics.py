@@ -26,5 +26,5 @@ class LatentStatistics:
         self.autoencoder.eval()
         count = min(MOST_VOLUMES, len(self.dataset))  # type: ignore[arg-type]
         images = (torch.as_tensor(self.dataset[n]["image"])[None].to(self.device) for n in range(count))
-        self.autoencoder.set_latent_statistics([self.autoencoder.encode(image) for image in images])  # type: ignore
+        self.autoencoder.set_latent_statistics(self.autoencoder.encode(image) for image in images)  # type: ignore
         self.autoencoder.train()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medical_diffusion.data import LatentDataset
@@ -19,10 +19,10 @@ BASELINE = "baseline_"
 
 
 class ReconstructionEvaluation:
-    """PSNR, MSE, MS-SSIM and L1 of reconstructions of a data set, and how much of the codebook they use.
+    """PSNR, MSE and MS-SSIM of reconstructions of a data set, and how much of a codebook they use.
 
     Args:
-        autoencoder: the network of stage 1.
+        autoencoder: the network of stage 1, or an external one.
         dataset: held-out volumes under ``image`` (C, H, W, D) in [-1, 1].
         device: where to compute.
         data_range: of the values.
@@ -34,35 +34,34 @@ class ReconstructionEvaluation:
     def __call__(self) -> dict[str, float]:
         """Means over the data set by name."""
         report = self.run()
-        return {name: entry["mean"] for name, entry in report["reconstruction"].items()} | report["codebook"]
+        return {name: entry["mean"] for name, entry in report["reconstruction"].items()} | report.get("codebook", {})
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling."""
+        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling.
+
+        All channels count. The part ``codebook`` is there only where the bottleneck has one.
+        """
         training = self.autoencoder.training
         self.autoencoder.eval().to(self.device)
-        score, used = ReconstructionScore(self.autoencoder.compression, self.data_range), []  # type: ignore[arg-type]
+        score = ReconstructionScore(self.autoencoder.compression, self.data_range)  # type: ignore[arg-type]
+        used: list[Tensor] = []
         for n in range(len(self.dataset)):  # type: ignore[arg-type]
             image = self._image(n)
-            latent = self.autoencoder.encode(image)  # type: ignore[operator]
-            quantised = self.autoencoder.bottleneck(latent)  # type: ignore[operator]
-            used.append(quantised.indices.flatten())
-            reconstruction = self.autoencoder.decode(quantised.latents).clamp(-1.0, 1.0)  # type: ignore[operator]
-            score.update(reconstruction, image)
+            reconstructions, bottleneck = self.autoencoder.reconstruct(image)  # type: ignore[operator]
+            if bottleneck.indices is not None:
+                used.append(bottleneck.indices.flatten())
+            score.update(reconstructions[0].clamp(-1.0, 1.0), image)
         self.autoencoder.train(training)
-        counts = torch.bincount(torch.cat(used), minlength=self.autoencoder.bottleneck.num_codes).float()  # type: ignore
-        share = counts / counts.sum()
-        perplexity = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
         figures = {n: {"mean": s.mean, "std": s.std if s.count > 1 else None} for n, s in score.summary().items()}
-        return {
+        report: dict[str, Any] = {
             "volumes": len(self.dataset),  # type: ignore[arg-type]
             "reconstruction": {n: f for n, f in figures.items() if not n.startswith(BASELINE)},
             "trilinear_baseline": {n.removeprefix(BASELINE): f for n, f in figures.items() if n.startswith(BASELINE)},
-            "codebook": {
-                "codes_used": float((counts > 0).float().mean()),
-                "perplexity": float(perplexity),
-            },
         }
+        if used:
+            report["codebook"] = _codebook_use(torch.cat(used), self.autoencoder.bottleneck.num_codes)  # type: ignore
+        return report
 
     @torch.no_grad()
     def picture(self) -> np.ndarray:
@@ -99,10 +98,24 @@ class NoiseEvaluation:
     def __call__(self) -> dict[str, float]:
         losses = []
         for n in range(len(self.dataset)):
-            latents = self.dataset[n]["image"][None].to(self.device).repeat(self.repeats, 1, 1, 1, 1)
-            losses.append(self.step.validate(latents, self.seed + n))
+            item = self.dataset[n]
+            latents = item["image"][None].to(self.device).repeat(self.repeats, 1, 1, 1, 1)
+            labels = item["class_label"].to(self.device).repeat(self.repeats) if "class_label" in item else None
+            losses.append(self.step.validate(latents, self.seed + n, labels))
         return {"loss": float(np.mean(losses))}
 
 
-def _arrays(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    return [t[0, 0].float().cpu().numpy() for t in tensors]
+def _codebook_use(indices: Tensor, num_codes: int) -> dict[str, float]:
+    """Share of the codes in use, and exp of the entropy of their use."""
+    counts = torch.bincount(indices, minlength=num_codes).float()
+    perplexity = torch.exp(torch.special.entr(counts / counts.sum()).sum())
+    return {"codes_used": float((counts > 0).float().mean()), "perplexity": float(perplexity)}
+
+
+def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
+    """Volumes (H, W, D) of the first channel; images of three channels in colour, (H, W, 1, 3)."""
+    arrays = []
+    for t in tensors:
+        colour = t.shape[1] == 3 and t.shape[-1] == 1
+        arrays.append((t[0].movedim(0, -1) if colour else t[0, 0]).float().cpu().numpy())
+    return arrays

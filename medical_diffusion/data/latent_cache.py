@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medical_diffusion.data.augmentation import flip_variants
+from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, write_atomically
 
 
@@ -40,6 +41,11 @@ class LatentDataset(Dataset):
         flip_axes: axes whose flips training may draw.
         device: where the codec runs.
         name: start of the file's name.
+        labels: class index of each volume, or None; items then hold ``class_label`` as well. Latents do not depend on
+            them, so other labels use the same cache.
+
+    Raises:
+        UserError: another number of labels than volumes.
     """
 
     def __init__(
@@ -51,7 +57,12 @@ class LatentDataset(Dataset):
         flip_axes: Sequence[int] = (),
         device: str | torch.device = "cpu",
         name: str = "latents",
+        labels: Sequence[int] | None = None,
     ) -> None:
+        count = len(volumes)  # type: ignore[arg-type]
+        if labels is not None and len(labels) != count:
+            raise UserError(f"labels must be one number for each of the {count} volumes", f"{len(labels)} labels")
+        self.labels = None if labels is None else torch.tensor([int(label) for label in labels])
         self.volumes, self.codec, self.cache_dir = volumes, codec, Path(cache_dir)
         self.data_key, self.name, self.device = data_key, name, torch.device(device)
         self.variants = flip_variants(flip_axes)
@@ -61,7 +72,10 @@ class LatentDataset(Dataset):
         return len(self.volumes) * len(self.variants)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": torch.from_numpy(np.array(self.build()[index]))}
+        item = {"image": torch.from_numpy(np.array(self.build()[index]))}
+        if self.labels is not None:
+            item["class_label"] = self.labels[index // len(self.variants)]
+        return item
 
     def build(self) -> np.ndarray:
         """The memory-mapped latents (items, C, h, w, d), encoding them now if they are not on disk yet."""

@@ -16,12 +16,13 @@ as a depthwise convolution, forward and backward, and without its reduced precis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medical_diffusion.errors import UserError
+from medical_diffusion.errors import UserError, did_you_mean
 
 WINDOW_SIZE = 11
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -106,21 +107,39 @@ def scale_strides(size: Sequence[int], window_size: int, max_scales: int) -> lis
 
 
 class StructuralLoss(nn.Module):
-    """``1 - MS-SSIM``, averaged over the batch: a perceptual term without weights to download.
+    """``1 - MS-SSIM`` or ``1 - SSIM``, averaged over the batch: a perceptual term without weights to download.
+
+    Either takes images of any size, depth 1 included.
 
     Args:
+        kind: ``"ms_ssim"``, or ``"ssim"`` (Medfusion's).
         data_range: difference between the largest and the smallest possible value, 2 for images in [-1, 1].
         window_size: width of the Gaussian window in voxels, odd.
         sigma: its standard deviation in voxels.
+
+    Raises:
+        UserError: unknown kind.
     """
 
-    def __init__(self, data_range: float = 2.0, window_size: int = WINDOW_SIZE, sigma: float = 1.5) -> None:
+    def __init__(
+        self,
+        kind: Literal["ms_ssim", "ssim"] = "ms_ssim",
+        data_range: float = 2.0,
+        window_size: int = WINDOW_SIZE,
+        sigma: float = 1.5,
+    ) -> None:
         super().__init__()
-        self.data_range, self.window_size, self.sigma = data_range, window_size, sigma
+        if kind not in SIMILARITIES:
+            raise UserError("kind must be ms_ssim or ssim", kind, did_you_mean(str(kind), SIMILARITIES))
+        self.kind, self.data_range, self.window_size, self.sigma = kind, data_range, window_size, sigma
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Scalar in [0, 1] for two tensors ``(B, C, H, W[, D])``."""
-        return 1 - ms_ssim(reconstruction, target, self.data_range, self.window_size, self.sigma).mean()
+        """Scalar for two tensors ``(B, C, H, W[, D])``: in [0, 1] for MS-SSIM, in [0, 2] for SSIM."""
+        similarity = SIMILARITIES[self.kind]
+        return 1 - similarity(reconstruction, target, self.data_range, self.window_size, self.sigma).mean()
+
+
+SIMILARITIES = {"ms_ssim": ms_ssim, "ssim": ssim}
 
 
 def _checked(x: Tensor, y: Tensor, data_range: float, window_size: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,20 @@
-"""Networks: the VQ-GAN's autoencoder, quantiser and discriminators, and the diffusion UNet."""
+"""Networks: autoencoders with their bottlenecks and discriminators, external ones, and the diffusion UNet."""
 
 from medical_diffusion.networks.autoencoder import Autoencoder
+from medical_diffusion.networks.bottleneck import Bottleneck, BottleneckOutput
+from medical_diffusion.networks.codec import LatentCodec
 from medical_diffusion.networks.discriminators import PatchDiscriminator
-from medical_diffusion.networks.quantizer import BottleneckOutput, VectorQuantizer
+from medical_diffusion.networks.gaussian import GaussianBottleneck
+from medical_diffusion.networks.quantizer import VectorQuantizer
 from medical_diffusion.networks.unet import UNet
 
-__all__ = ["Autoencoder", "BottleneckOutput", "PatchDiscriminator", "UNet", "VectorQuantizer"]
+__all__ = [
+    "Autoencoder",
+    "Bottleneck",
+    "BottleneckOutput",
+    "GaussianBottleneck",
+    "LatentCodec",
+    "PatchDiscriminator",
+    "UNet",
+    "VectorQuantizer",
+]

@@ -71,18 +71,35 @@ class NormActConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two times normalisation, SiLU and 3³ convolution, added to the input; the channels stay as they are."""
+    """Two times normalisation, SiLU and 3³ convolution, added to the input: (B, in, H, W, D) → (B, out, H, W, D).
+
+    Where the channels change, the first convolution changes them and a 1³ convolution brings the input along.
+
+    Args:
+        size: spatial size (H, W, D) of the maps.
+        channels: of its input.
+        norm_groups: groups of the normalisations.
+        padding_mode: border of the convolutions.
+        out_channels: of its output; those of the input if None.
+    """
 
     def __init__(
-        self, size: Sequence[int], channels: int, norm_groups: int, padding_mode: PaddingMode = "replicate"
+        self,
+        size: Sequence[int],
+        channels: int,
+        norm_groups: int,
+        padding_mode: PaddingMode = "replicate",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.first = NormActConv(size, channels, channels, norm_groups, padding_mode=padding_mode)
-        self.second = NormActConv(size, channels, channels, norm_groups, padding_mode=padding_mode)
+        out = channels if out_channels is None else out_channels
+        self.first = NormActConv(size, channels, out, norm_groups, padding_mode=padding_mode)
+        self.second = NormActConv(size, out, out, norm_groups, padding_mode=padding_mode)
+        self.skip = nn.Identity() if out == channels else Convolution(size, channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W, D) → the same shape."""
-        return self.second(self.first(x)).add_(x)
+        """(B, channels, H, W, D) → (B, out_channels, H, W, D)."""
+        return self.second(self.first(x)).add_(self.skip(x))
 
 
 class _NormActConv(torch.autograd.Function):

@@ -4,9 +4,9 @@ A network is built for one image size, so every convolution is built for the siz
 of size 1 its kernel and its stride are 1, and where the depth has size 1 the same weights run as a 2D convolution on
 the squeezed tensor (a 3D call on depth 1 takes about twice as long). Nothing else in the networks asks about depth.
 
-Padding is "same", ``(kernel - stride) // 2`` on both sides: with ``kernel - stride`` even, a convolution of stride
-``s`` maps ``n`` to ``n // s`` and a transposed one maps ``n`` to ``n * s``; with an odd difference a convolution loses
-one position more (the patch discriminators' kernel 4 at stride 1). The border repeats the nearest voxel
+Padding is "same": ``kernel // 2`` voxels on both sides for an odd kernel, ``(kernel - stride) // 2`` for an even one. A
+convolution of stride ``s`` then maps ``n``, a multiple of ``s``, to ``n // s`` and a transposed one maps ``n`` to
+``n * s``; an even kernel with an odd stride loses one position more (the patch discriminators' kernel 4 at stride 1). The border repeats the nearest voxel
 (``padding_mode="replicate"``, the paper's choice) or is zero (``"zeros"``).
 
 Maps stay in ``torch.channels_last_3d``: oneDNN takes it without a reorder, several times faster than the contiguous
@@ -43,6 +43,11 @@ def replicate_pad(x: Tensor, padding: Sequence[int]) -> Tensor:
     """Repeat the border voxels ``padding`` times on both sides of each spatial axis; the result is channels last."""
     flat = [p for p in reversed(padding) for _ in range(2)]
     return channels_last(F.pad(x, flat, mode="replicate")) if any(flat) else x
+
+
+def _border(kernel_size: int, stride: int) -> int:
+    """Voxels of padding on each side of an axis."""
+    return kernel_size // 2 if kernel_size % 2 else (kernel_size - stride) // 2
 
 
 class _SizedConvolution(nn.Module):
@@ -86,7 +91,7 @@ class _SizedConvolution(nn.Module):
     @property
     def border(self) -> tuple[int, ...]:
         """Voxels of padding on each side, for the ``rank`` axes that the kernel runs over."""
-        return tuple((k - s) // 2 for k, s in zip(self.kernel_size, self.stride, strict=True))[: self.rank]
+        return tuple(map(_border, self.kernel_size, self.stride))[: self.rank]
 
     def squeezed(self, x: Tensor) -> Tensor:
         """A map, or the weight, without the depth axis where the kernels are 2D (a view)."""
@@ -130,7 +135,7 @@ class Convolution(_SizedConvolution):
     ) -> None:
         super().__init__(size, in_channels, out_channels, kernel_size, stride, padding_mode)
         axes = zip(self.size, self.kernel_size, self.stride, strict=True)
-        self.out_size = per_axis([(n + 2 * ((k - s) // 2) - k) // s + 1 for n, k, s in axes], "size of the output")
+        self.out_size = per_axis([(n + 2 * _border(k, s) - k) // s + 1 for n, k, s in axes], "size of the output")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *size) → (B, out_channels, *out_size), channels last."""
@@ -180,3 +185,38 @@ class TransposedConvolution(_SizedConvolution):
             crop = tuple(p + e * s for p, e, s in zip(crop, extension, stride, strict=True))
         convolve = F.conv_transpose2d if self.rank == 2 else F.conv_transpose3d
         return self.unsqueezed(convolve(x, self.squeezed(self.weight), self.bias, stride, crop))
+
+
+class UpsamplingConvolution(Convolution):
+    """Nearest-neighbour upsampling, then a convolution: (B, in_channels, *size) → (B, out_channels, *size x factor).
+
+    Each output voxel has as many terms as any other, unlike in a transposed convolution (Odena et al. 2016,
+    "Deconvolution and checkerboard artifacts"). Errors as in :class:`Convolution`.
+
+    Args:
+        size: spatial size (H, W, D) of the maps it receives.
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        factor: of the upsampling, one number or three; 1 along axes of size 1.
+        kernel_size: of the convolution.
+        padding_mode: ``"replicate"`` or ``"zeros"``.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        factor: int | Sequence[int] = 2,
+        kernel_size: int | Sequence[int] = 3,
+        padding_mode: PaddingMode = "replicate",
+    ) -> None:
+        factors = [1 if n == 1 else f for n, f in zip(size, per_axis(factor, "factor"), strict=True)]
+        large = [n * f for n, f in zip(size, factors, strict=True)]
+        super().__init__(large, in_channels, out_channels, kernel_size, 1, padding_mode)
+        self.scale = tuple(float(f) for f in factors[: self.rank])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *size) → (B, out_channels, *out_size), channels last."""
+        large = F.interpolate(self.squeezed(x), scale_factor=self.scale, mode="nearest")
+        return super().forward(self.unsqueezed(large))

@@ -24,14 +24,14 @@ use, so use has its own average (``usage``), which starts at zero.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from medical_diffusion.errors import UserError
+from medical_diffusion.networks.bottleneck import Bottleneck, BottleneckOutput
 
 #: distances held at once by the search on a CPU: 1 Mi float32 numbers stay in its cache
 MAX_DISTANCES = 2**20
@@ -39,30 +39,15 @@ MAX_DISTANCES = 2**20
 GROUP = 128
 
 
-class BottleneckOutput(NamedTuple):
-    """What a bottleneck returns.
-
-    Attributes:
-        latents: (B, C, h, w, d), what the decoder receives; its gradient reaches the encoder.
-        loss: scalar, the bottleneck's own term of the training loss, weight included (commitment loss).
-        indices: (B, h, w, d) int64, the code of each position.
-        codes_used: scalar, different codes in this batch, over all processes when training.
-        perplexity: scalar, exp of the entropy of the codes in this batch.
-    """
-
-    latents: Tensor
-    loss: Tensor
-    indices: Tensor
-    codes_used: Tensor
-    perplexity: Tensor
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Bottleneck):
     """Nearest-code bottleneck: (B, code_dim, h, w, d) → :class:`BottleneckOutput`.
 
     In training mode each call updates the codebook once, after the search; in evaluation mode nothing changes. Under
     ``torch.distributed`` counts and sums are added over the processes and new codes come from rank 0, so all ranks hold
     the same codebook. All statistics are float32 buffers.
+
+    The loss is the commitment loss. ``statistics`` holds ``codes_used``, the different codes in this batch (over all
+    processes when training), and ``perplexity``, exp of the entropy of the codes in this batch.
 
     Args:
         num_codes: K, size of the codebook (paper: 16384).
@@ -130,16 +115,19 @@ class VectorQuantizer(nn.Module):
         return BottleneckOutput(
             latents=latents.to(h.dtype).movedim(-1, 1),
             loss=loss,
+            statistics={"codes_used": (counts > 0).sum(), "perplexity": _perplexity(counts)},
             indices=indices.view(tokens.shape[:-1]),
-            codes_used=(counts > 0).sum(),
-            perplexity=_perplexity(counts),
         )
 
-    def quantize(self, h: Tensor) -> Tensor:
+    def encode(self, h: Tensor) -> Tensor:
+        """The encoder's output as it is: diffusion learns latents before quantisation."""
+        return h
+
+    def to_decoder(self, z: Tensor) -> Tensor:
         """Nearest code of each position: (B, code_dim, h, w, d) → the same shape; no gradient, no update."""
-        tokens = self._tokens(h).detach()
+        tokens = self._tokens(z).detach()
         indices = self.nearest_codes(tokens.reshape(-1, self.code_dim).float())
-        return F.embedding(indices, self.codebook).view(tokens.shape).to(h.dtype).movedim(-1, 1)
+        return F.embedding(indices, self.codebook).view(tokens.shape).to(z.dtype).movedim(-1, 1)
 
     @torch.no_grad()
     def nearest_codes(self, tokens: Tensor) -> Tensor:

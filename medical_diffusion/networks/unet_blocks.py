@@ -103,7 +103,7 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class UNetLevel(nn.Module):
-    """Two residual blocks, spatial attention, depth attention: one resolution on the way down, in the middle or up."""
+    """Residual blocks, spatial attention, depth attention: one resolution on the way down, in the middle or up."""
 
     def __init__(
         self,
@@ -114,22 +114,28 @@ class UNetLevel(nn.Module):
         norm_groups: int,
         num_heads: int,
         head_channels: int,
-        spatial_attention: SpatialKind,
+        spatial_attention: SpatialKind | None,
         depth_attention: bool,
+        num_blocks: int = 2,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(channels, out_channels, embedding_channels, norm_groups)
-            for channels in (in_channels, out_channels)
+            ResidualBlock(in_channels if index == 0 else out_channels, out_channels, embedding_channels, norm_groups)
+            for index in range(num_blocks)
         )
-        self.spatial_attention = SpatialAttention(out_channels, num_heads, head_channels, spatial_attention)
+        self.spatial_attention = (
+            None
+            if spatial_attention is None
+            else SpatialAttention(out_channels, num_heads, head_channels, spatial_attention)
+        )
         self.depth_attention = DepthAttention(out_channels, num_heads, head_channels) if depth_attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, positions: DepthPositions | None) -> Tensor:
         """Map ((d b), in_channels, h, w) to ((d b), out_channels, h, w); no depth attention without ``positions``."""
         for block in self.blocks:
             x = block(x, embedding)
-        x = self.spatial_attention(x)
+        if self.spatial_attention is not None:
+            x = self.spatial_attention(x)
         if self.depth_attention is not None and positions is not None:
             x = self.depth_attention(x, positions)
         return x

@@ -1,4 +1,4 @@
-"""One training step of the VQ-GAN (Medical Diffusion, stage 1): reconstruction, adversarial and codebook terms.
+"""One training step of the autoencoder (stage 1 of both papers): reconstruction, adversarial and bottleneck terms.
 
 The autoencoder runs forward once. Its reconstruction r is cut from the graph, every term is differentiated down to r,
 and the summed gradient ∂L/∂r enters the autoencoder in one backward pass. The discriminators are taken one after the
@@ -8,10 +8,14 @@ other, so that only one of their graphs exists at a time, and each evaluates r o
     ∂/∂θ_D hinge_D(D(x), D(r))                                 (no gradient for r is computed).
 
 Terms and weights (paper): L1 × 4, perceptual × 4 on one random slice per volume, hinge × 1 for each discriminator,
-feature matching × 4, commitment loss as weighted by the bottleneck. Structural and spectral terms take the place of the
+feature matching × 4, the bottleneck's loss as it weights it. Structural and spectral terms take the place of the
 perceptual one where no pre-trained network is at hand. The generator's adversarial terms start at
 ``discriminator_start`` and rise linearly over ``discriminator_warmup`` steps, while the discriminators learn at full
 rate from the start: a fresh discriminator at full weight is what drives the published code into NaN and collapse.
+
+Under deep supervision (Medfusion) the autoencoder gives a second reconstruction at half resolution. Each reconstruction
+term is then the mean of its values at both resolutions, against the image averaged over the voxels that become one; the
+discriminators see the full resolution alone.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class AutoencoderStep:
     """``step(images, step_number)`` updates autoencoder and discriminators and returns the detached loss terms.
 
     Args:
-        autoencoder: network to train; its bottleneck updates the codebook in the forward pass.
+        autoencoder: network to train; a vector quantiser updates its codebook in the forward pass.
         optimizer: of the autoencoder (paper: Adam, betas 0.5 and 0.9).
         slice_discriminator: judges one random slice per volume, at the same index in image and reconstruction.
         volume_discriminator: judges the whole volume; leave it out at depth 1, where a slice is the whole image.
@@ -124,35 +128,39 @@ class AutoencoderStep:
             return 0.0
         return min(1.0, (step - self.discriminator_start + 1) / max(1, self.discriminator_warmup))
 
-    def __call__(self, images: Tensor, step: int) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Train on one batch.
 
         Args:
             images: (B, C, H, W, D), about [-1, 1].
             step: number of the step, from 0, which decides whether the discriminators run.
+            labels: classes of the images; reconstruction does not depend on them.
 
         Returns:
             Detached scalars: ``loss`` (the autoencoder's weighted sum), the unweighted terms ``pixel_loss``,
-            ``structural_loss``, ``spectral_loss``, ``perceptual_loss``, ``commitment_loss`` (β included),
+            ``structural_loss``, ``spectral_loss``, ``perceptual_loss``, ``bottleneck_loss`` (its weight included),
             ``adversarial_loss``, ``feature_matching_loss`` and ``discriminator_loss`` (summed over the discriminators,
-            0 while they are off), ``codes_used`` in this batch and ``gradient_norm`` of the autoencoder before
-            clipping. Values that are not finite are returned as they are: the caller decides.
+            0 while they are off), the bottleneck's statistics of this batch (``codes_used`` and ``perplexity``, or
+            ``kl``) and ``gradient_norm`` of the autoencoder before clipping. Values that are not finite are returned as
+            they are: the caller decides.
         """
         images = channels_last(images)
         self.autoencoder.train()
         with autocast(images.device, self.amp_dtype):
-            reconstruction, bottleneck = self.autoencoder.reconstruct(images)
-        r = reconstruction.detach().float().requires_grad_()
+            reconstructions, bottleneck = self.autoencoder.reconstruct(images)
+        resolutions = [r.detach().float().requires_grad_() for r in reconstructions]
+        r = resolutions[0]
         slice_index = torch.randint(images.shape[-1], (len(images),), device=images.device)
 
-        terms = self._reconstruction_terms(r, images, slice_index)
+        terms = self._reconstruction_terms(resolutions, images, slice_index)
         weighted = (
             self.pixel_weight * terms["pixel_loss"]
             + self.structural_weight * terms["structural_loss"]
             + self.spectral_weight * terms["spectral_loss"]
             + self.perceptual_weight * terms["perceptual_loss"]
         )
-        (gradient,) = torch.autograd.grad(self.scaler.scale(weighted), r)
+        gradients = torch.autograd.grad(self.scaler.scale(weighted), resolutions)
+        gradient = gradients[0]
         limit = None if self.adversarial_limit is None else self.adversarial_limit * gradient.norm()
         terms = {name: term.detach() for name, term in terms.items()}
         loss = weighted.detach() + bottleneck.loss.detach()
@@ -174,23 +182,33 @@ class AutoencoderStep:
             assert self.discriminator_optimizer is not None
             self._update(self.discriminator_optimizer)
 
-        # the commitment loss joins here, so that the autoencoder is walked back once
-        torch.autograd.backward(
-            (reconstruction, bottleneck.loss),
-            (gradient.to(reconstruction.dtype), self.scaler.scale(torch.ones_like(bottleneck.loss))),
-        )
+        # the bottleneck's loss joins here, so that the autoencoder is walked back once
+        starts = [g.to(r.dtype) for g, r in zip(gradients, reconstructions, strict=True)]
+        starts.append(self.scaler.scale(torch.ones_like(bottleneck.loss)))
+        torch.autograd.backward((*reconstructions, bottleneck.loss), starts)
         gradient_norm = self._update(self.optimizer)
         self.scaler.update()
         return {
             "loss": loss,
             **terms,
-            "commitment_loss": bottleneck.loss.detach(),
+            "bottleneck_loss": bottleneck.loss.detach(),
             **adversarial,
-            "codes_used": bottleneck.codes_used,
+            **bottleneck.statistics,
             "gradient_norm": gradient_norm,
         }
 
-    def _reconstruction_terms(self, r: Tensor, images: Tensor, slice_index: Tensor) -> dict[str, Tensor]:
+    def _reconstruction_terms(
+        self, resolutions: list[Tensor], images: Tensor, slice_index: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms, averaged over the resolutions."""
+        terms = []
+        for r in resolutions:
+            factor = [n // m for n, m in zip(images.shape[2:], r.shape[2:], strict=True)]
+            target = images if max(factor) == 1 else F.avg_pool3d(images, factor)
+            terms.append(self._terms_at(r, target, slice_index // factor[-1]))
+        return {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+
+    def _terms_at(self, r: Tensor, images: Tensor, slice_index: Tensor) -> dict[str, Tensor]:
         terms = {"pixel_loss": F.l1_loss(r, images)}
         terms |= dict.fromkeys(("structural_loss", "spectral_loss", "perceptual_loss"), r.new_zeros(()))
         if self.structural_loss is not None:

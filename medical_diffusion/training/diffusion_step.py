@@ -1,17 +1,21 @@
 """One training step of stage 2: predict the noise that was added to whitened latents (Ho et al. 2020, eq. 14, with L1).
 
 t ~ U{0, ..., T-1},  e ~ N(0, 1),  z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e,  loss = |target(z_0, e, t) - f(z_t, t)|
+
+With classes, f(z_t, t, c) also gets the label c, which is replaced by the label "no class" with probability
+``label_dropout``: one network learns both predictions that classifier-free guidance needs (Ho & Salimans 2022, alg. 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from medical_diffusion.errors import UserError
 from medical_diffusion.precision import amp_dtype, autocast
 from medical_diffusion.training.distributed import average_gradients
 from medical_diffusion.training.ema import ExponentialMovingAverage
@@ -39,7 +43,8 @@ class DiffusionStep:
     """Forward, backward, clipping, optimiser and moving average of one step on a batch of latents.
 
     Args:
-        network: the denoising network, called as ``network(noisy, timesteps)``.
+        network: the denoising network, called as ``network(noisy, timesteps)``, with ``class_labels`` where the data
+            have labels; label ``network.num_classes`` means "no class".
         optimizer: its optimiser.
         scheduler: noise schedule with ``num_train_timesteps``, ``add_noise`` and ``training_target(x0, noise, t)``.
         inferer: how the network is called; default :class:`NoisePredictionInferer`.
@@ -48,9 +53,10 @@ class DiffusionStep:
         accumulation: the batch is cut into this many parts whose gradients are added: the same gradient, less memory.
         max_gradient_norm: clips the gradient.
         amp: ``"none"``, ``"bfloat16"`` or ``"float16"`` (with loss scaling).
+        label_dropout: probability with which a sample's label is replaced by "no class" (Medfusion: 0.5).
 
     Raises:
-        UserError: unknown ``amp``.
+        UserError: unknown ``amp``, or ``label_dropout`` outside [0, 1] or with a network without classes.
     """
 
     def __init__(
@@ -64,7 +70,18 @@ class DiffusionStep:
         accumulation: int = 1,
         max_gradient_norm: float = 1.0,
         amp: str = "none",
+        label_dropout: float = 0.0,
     ) -> None:
+        if not 0.0 <= label_dropout <= 1.0:
+            raise UserError("label_dropout must lie in [0, 1]", label_dropout, "Medfusion's is 0.5")
+        self.null_label: int | None = getattr(network, "num_classes", None)
+        if label_dropout > 0 and self.null_label is None:
+            raise UserError(
+                "label_dropout needs a network with classes",
+                f"label_dropout {label_dropout:g}",
+                "Build the network with num_classes, or leave label_dropout at 0",
+            )
+        self.label_dropout = label_dropout
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -77,15 +94,18 @@ class DiffusionStep:
         device = next(network.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype is torch.float16)
 
-    def __call__(self, latents: Tensor, step: int) -> dict[str, Tensor]:
-        """Train on ``latents`` (B, C, h, w, d); returns detached scalars ``loss``, ``gradient_norm``, ``ema_decay``."""
+    def __call__(self, latents: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Train on ``latents`` (B, C, h, w, d) with their ``labels`` (B,), if there are any.
+
+        Returns detached scalars ``loss``, ``gradient_norm``, ``ema_decay``.
+        """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         noise, timesteps = self.draw(latents)
+        labels = self.drop_labels(labels)
         total = torch.zeros((), device=latents.device)
-        parts = min(self.accumulation, len(latents))
-        for z, e, t in zip(latents.chunk(parts), noise.chunk(parts), timesteps.chunk(parts), strict=True):
-            share = self.loss(self.network, z, e, t) * (len(z) / len(latents))
+        for z, e, t, c in self._parts(latents, noise, timesteps, labels):
+            share = self.loss(self.network, z, e, t, c) * (len(z) / len(latents))
             self.scaler.scale(share).backward()
             total += share.detach()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
@@ -108,18 +128,44 @@ class DiffusionStep:
         timesteps = (fractions * steps).long().clamp_(max=steps - 1)
         return noise, timesteps.to(latents.device)
 
-    def loss(self, network: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Mean loss of ``network`` on given noise and timesteps."""
+    def drop_labels(self, labels: Tensor | None) -> Tensor | None:
+        """``labels`` (B,), each replaced by "no class" with probability ``label_dropout``, drawn for each sample."""
+        if labels is None or self.label_dropout == 0 or self.null_label is None:
+            return labels
+        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+        return labels.masked_fill(dropped, self.null_label)
+
+    def loss(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss of ``network`` on given noise, timesteps and labels."""
+        conditions = {} if labels is None else {"class_labels": labels}
         with autocast(latents.device, self.amp_dtype):
-            prediction = self.inferer(inputs=latents, network=network, noise=noise, timesteps=timesteps)
+            prediction = self.inferer(inputs=latents, network=network, noise=noise, timesteps=timesteps, **conditions)
         target = self.scheduler.training_target(latents, noise, timesteps)
         return self.loss_function(prediction.float(), target.float())
 
     @torch.no_grad()
-    def validate(self, latents: Tensor, seed: int) -> float:
-        """Loss of the averaged weights on held-out ``latents``, with noise and timesteps fixed by ``seed``."""
+    def validate(self, latents: Tensor, seed: int, labels: Tensor | None = None) -> float:
+        """Loss of the averaged weights on held-out ``latents``, with noise and timesteps fixed by ``seed``.
+
+        No label of ``labels`` (B,) is dropped.
+        """
         noise, timesteps = self.draw(latents, torch.Generator().manual_seed(seed))
-        return float(self.loss(self.ema.network, latents, noise, timesteps))
+        return float(self.loss(self.ema.network, latents, noise, timesteps, labels))
+
+    def _parts(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """The batch cut into ``accumulation`` parts."""
+        count = min(self.accumulation, len(latents))
+        classes = [None] * count if labels is None else labels.chunk(count)
+        yield from zip(latents.chunk(count), noise.chunk(count), timesteps.chunk(count), classes, strict=False)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Optimisers whose learning rates a schedule may scale."""

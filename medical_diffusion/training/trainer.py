@@ -46,7 +46,7 @@ class StepTrainer(Trainer):
     Args:
         device: where the step computes.
         step: what is trained.
-        train_data_loader: endless loader whose items hold ``image``.
+        train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label``.
         epoch_length: number of steps of the run.
         max_epochs: passes over ``epoch_length`` steps; the run's length is their product.
         checkpoint: files of the stage.
@@ -145,7 +145,10 @@ class StepTrainer(Trainer):
         images = images.contiguous(memory_format=torch.channels_last_3d)
         if self.augmentation is not None:
             images = self.augmentation(images)
-        output = self.step(images, index)
+        labels = batchdata.get("class_label")
+        if labels is not None:
+            labels = torch.as_tensor(labels).to(engine.state.device, non_blocking=True)
+        output = self.step(images, index, labels)
         self.progress.step = engine.state.iteration  # ignite may stop between counting a step and running it
         return [output]
 
