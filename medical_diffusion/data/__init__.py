@@ -2,6 +2,7 @@
 
 from medical_diffusion.data.augmentation import RandomFlips, flip_variants
 from medical_diffusion.data.checks import Fault, VolumeHeader
+from medical_diffusion.data.classes import count_labels, resolve_classes
 from medical_diffusion.data.datalist import DataList, build_datalist
 from medical_diffusion.data.discovery import VolumeFile, find_volumes
 from medical_diffusion.data.flat_image import FlatImage
@@ -20,6 +21,7 @@ from medical_diffusion.data.preprocessing import (
 )
 from medical_diffusion.data.reader import LoadVolumed, load_volume
 from medical_diffusion.data.split import split_subjects
+from medical_diffusion.data.tables import read_table
 from medical_diffusion.data.verify import VerificationReport, verify_dataset
 
 __all__ = [
@@ -41,13 +43,16 @@ __all__ = [
     "VolumeFile",
     "VolumeHeader",
     "build_datalist",
+    "count_labels",
     "find_volumes",
     "flip_variants",
     "load_manifest",
     "load_volume",
     "read_header",
     "read_image",
+    "read_table",
     "resize_volume",
+    "resolve_classes",
     "split_subjects",
     "verify_dataset",
     "weights_hash",

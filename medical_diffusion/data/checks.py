@@ -26,7 +26,7 @@ class Fault:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.rule}; received {self.value}. {self.remedy}."
+        return f"{self.path}: {self.rule}; received {self.value}. {self.remedy}" + "." * (not self.remedy.endswith("?"))
 
     @classmethod
     def from_error(cls, path: Path, error: UserError) -> Fault:

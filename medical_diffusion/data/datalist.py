@@ -1,17 +1,21 @@
-"""From a folder to MONAI data lists: volumes found, split by subject, in a fixed order, with a fingerprint."""
+"""From a folder to MONAI data lists: images found, labelled, split by subject, in a fixed order, with a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medical_diffusion.data.checks import raise_faults
+from medical_diffusion.data.classes import count_labels, resolve_classes
 from medical_diffusion.data.dicom import choose_series
-from medical_diffusion.data.discovery import VolumeFile, check_dataset_dir, find_volumes
-from medical_diffusion.data.manifest import Manifest, SplitRule, load_manifest
+from medical_diffusion.data.discovery import VolumeFile
+from medical_diffusion.data.manifest import SplitRule
+from medical_diffusion.data.source import DataSource, stated_split
 from medical_diffusion.data.split import split_subjects
 from medical_diffusion.errors import UserError
 
@@ -23,23 +27,31 @@ _SAMPLED_BYTES = 4096
 
 @dataclass(frozen=True)
 class DataList:
-    """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label" and "series_uid" where there are any.
+    """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label", "series_uid" and "class_label".
 
     Attributes:
-        fingerprint: changes with the names, sizes, first and last bytes of the files and with the split; a copied
-            folder keeps it.
+        fingerprint: changes with the names, sizes, first and last bytes of the files, with the split and with the
+            classes; a copied folder keeps it.
+        classes: names of the classes, by the number that an item's "class_label" holds; empty without labels.
     """
 
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
     fingerprint: str
+    classes: tuple[str, ...] = ()
+
+    def label_counts(self) -> dict[str, int]:
+        """How many training images each class has, in the order of ``classes``."""
+        return count_labels(self.classes, [item["class_label"] for item in self.train if self.classes])
 
     def __str__(self) -> str:
         parts = []
         for name in _PARTS:
             items = getattr(self, name)
             parts.append(f"{name} {len(items)} volumes of {len({i['subject'] for i in items})} subjects")
+        if self.classes:
+            parts.append("training " + ", ".join(f"{count} {name}" for name, count in self.label_counts().items()))
         return "; ".join(parts)
 
 
@@ -49,69 +61,91 @@ def build_datalist(
     validation_fraction: float | None = None,
     test_fraction: float | None = None,
     salt: str | None = None,
+    datalist: str | Path | None = None,
+    class_folders: bool = False,
+    classes: Sequence[str] | None = None,
+    planar: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    labels: bool | None = None,
 ) -> DataList:
-    """Find the volumes of a folder and split them by subject.
+    """Find the images of a folder, number their classes and split them by subject.
 
     Args:
-        dataset_dir: folder of the volumes.
+        dataset_dir: folder of the images.
         manifest: path or packaged name of a manifest; the folder's own layout otherwise.
         validation_fraction, test_fraction, salt: of the split; default: the manifest's, else 0.1, 0.1 and "".
+        datalist: a CSV, an MSD ``dataset.json`` or a MONAI datalist that names the images, instead of a manifest.
+        class_folders: the first folder below ``dataset_dir`` that is no container is the class.
+        classes: names of the classes in the order of their numbers; default: those that occur, sorted.
+        planar: flat images count, and each DICOM file is an image of its own.
+        image_column, label_column, subject_column: of the datalist; default: found by their usual names.
+        labels: ``True`` demands labels of two classes or more, ``False`` passes over them; by default they are taken
+            where there are any, and demanded where ``classes``, ``label_column`` or ``class_folders`` ask for them.
 
     Raises:
-        UserError: as ``find_volumes``, ``load_manifest`` and ``split_subjects``.
+        UserError: as ``find_volumes``, ``load_manifest``, ``read_table``, ``resolve_classes`` and ``split_subjects``;
+            one subject in two parts.
     """
-    root = check_dataset_dir(dataset_dir)
-    rules = load_manifest(manifest) if manifest is not None else None
-    volumes = find_volumes(root, rules)
-    parts = _assign(volumes, rules, validation_fraction, test_fraction, salt)
+    source = DataSource.of(
+        dataset_dir, manifest, datalist, class_folders, planar, image_column, label_column, subject_column
+    )
+    volumes, faults = source.scan()
+    raise_faults(faults, "every volume of the dataset must be found", "Correct the files, the manifest or the list")
+    names, numbers = resolve_classes(volumes, classes, source.asks_for_labels(classes, labels))
+    parts = _assign(volumes, source, validation_fraction, test_fraction, salt)
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in _PARTS}
     digest = hashlib.sha256()
-    for volume in volumes:
+    for position, volume in enumerate(volumes):
         part = parts[volume.subject]
-        item = {"image": str(volume.path), "subject": volume.subject}
+        item: dict[str, Any] = {"image": str(volume.path), "subject": volume.subject}
         if volume.series_uid:
             item["series_uid"] = volume.series_uid
         if volume.label:
             item["label"] = str(volume.label)
+        mark = _content_mark(volume)
+        if names:
+            item["class_label"] = numbers[position]
+            mark += f"\n{names[numbers[position]]}"
         lists[part].append(item)
-        digest.update(f"{part}\n{volume.path.relative_to(root).as_posix()}\n{_content_mark(volume)}\n".encode())
-    data = DataList(**lists, fingerprint=digest.hexdigest())
-    logger.info("Volumes of %s: %s", root, data)
+        digest.update(f"{part}\n{source.relative(volume.path)}\n{mark}\n".encode())
+    if names:
+        digest.update("\n".join(names).encode())
+    data = DataList(**lists, fingerprint=digest.hexdigest(), classes=names)
+    logger.info("Volumes of %s: %s", source.root, data)
+    absent = [name for name, count in data.label_counts().items() if count == 0]
+    if absent:
+        logger.warning("No training image is labelled %s", ", ".join(absent))
     return data
 
 
 def _assign(
     volumes: list[VolumeFile],
-    manifest: Manifest | None,
+    source: DataSource,
     validation_fraction: float | None,
     test_fraction: float | None,
     salt: str | None,
 ) -> dict[str, str]:
-    """Part of each subject: the manifest's where its files state it, else by hash."""
-    stated: dict[str, str] = {}
-    for volume in volumes:
-        if volume.split is None:
-            continue
-        if stated.setdefault(volume.subject, volume.split) != volume.split:
-            raise UserError(
-                "all volumes of a subject must be in one split",
-                f"subject {volume.subject} in {stated[volume.subject]} and {volume.split}",
-                "Correct the manifest's files",
-            )
+    """Part of each subject: the one that is stated, else by hash."""
+    stated = stated_split(volumes)
+    rule = source.manifest.split if source.manifest is not None else SplitRule()
+    validation = rule.validation if validation_fraction is None else validation_fraction
+    salt = rule.salt if salt is None else salt
     if not stated:
-        rule = manifest.split if manifest is not None else SplitRule()
-        return split_subjects(
-            (volume.subject for volume in volumes),
-            rule.validation if validation_fraction is None else validation_fraction,
-            rule.test if test_fraction is None else test_fraction,
-            rule.salt if salt is None else salt,
-        )
-    unstated = [volume.path.name for volume in volumes if volume.split is None]
-    if unstated:
-        raise UserError("either all files of a manifest or none state their split", f"none for {unstated[0]}")
+        test = rule.test if test_fraction is None else test_fraction
+        return split_subjects((volume.subject for volume in volumes), validation, test, salt)
+    train = [subject for subject, part in stated.items() if part == "train"]
+    if train and "validation" not in stated.values() and source.manifest is None:
+        logger.info("No validation images are stated: %g of the training subjects are held out for it", validation)
+        return stated | split_subjects(train, validation, 0.0, salt)
     missing = [part for part in ("train", "validation") if part not in stated.values()]
     if missing:
-        raise UserError(f"a split needs volumes for {' and '.join(missing)}", remedy="Correct the manifest's files")
+        raise UserError(
+            f"a split needs volumes for {' and '.join(missing)}",
+            f"{source.name} with {', '.join(sorted(set(stated.values())))}",
+            "Correct the splits that it states",
+        )
     return stated
 
 

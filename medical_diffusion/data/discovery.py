@@ -1,5 +1,7 @@
 """Finding volumes below a folder: NIfTI, NRRD, MetaImage and DICOM series, each with its subject.
 
+Where flat images are asked for, PNG, JPEG, TIFF and NumPy files count too, and each DICOM file is an image of its own.
+
 Without a manifest the folder speaks for itself: hidden files are passed over, files below a folder named as labels or
 masks are left out, and the subject is the patient id (DICOM), the BIDS entity ``sub-*``, the sub-folder below the
 images, or the name of the file.
@@ -18,26 +20,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, raise_faults
-from medical_diffusion.data.dicom import choose_series, is_dicom, scan_folder
+from medical_diffusion.data.dicom import choose_series, scan_folder
+from medical_diffusion.data.formats import is_flat_format, kind_of, stem_of, supported
 from medical_diffusion.data.manifest import Manifest, ManifestFile, inside
 from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
-    ".nrrd": "nrrd",
-    ".nhdr": "nrrd",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-}
-_DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
-SUPPORTED = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM series in folders"
 #: A thousand series have a quarter of a million headers to read: from this many folders on a progress bar shows it.
 _FOLDERS_WITHOUT_PROGRESS = 20
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|seg|segmentations?)(tr|ts)?", re.IGNORECASE)
-_CONTAINER_FOLDER = re.compile(r"(images?|volumes?)(tr|ts)?|train(ing)?|val(idation)?|test(ing)?", re.IGNORECASE)
+_CONTAINER_FOLDER = re.compile(r"(images?|volumes?)(tr|ts)?|train(ing)?|val(id(ation)?)?|test(ing)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -47,11 +40,13 @@ class VolumeFile:
     Attributes:
         path: where it lies.
         subject: id of the patient; volumes of one subject never cross a split.
-        kind: "nifti", "nrrd", "metaimage" or "dicom".
+        kind: "nifti", "nrrd", "metaimage" or "dicom"; "png", "jpeg", "tiff" or "numpy" for flat images.
         series_uid: which series of a DICOM folder, where the manifest chose one.
-        label: its label volume, where the manifest names one and the file is there.
-        split: "train", "validation" or "test" where the manifest fixes it.
+        label: its label volume (a segmentation), where the manifest names one and the file is there.
+        split: "train", "validation" or "test" where the manifest, a list or a folder fixes it.
         sha256: expected checksum where the manifest states it.
+        class_name: its class where a manifest, a list or a folder says so.
+        place: the row of the list that names it, for messages.
     """
 
     path: Path
@@ -61,21 +56,28 @@ class VolumeFile:
     label: Path | None = None
     split: str | None = None
     sha256: str | None = None
+    class_name: str | None = None
+    place: str | None = None
 
 
-def find_volumes(dataset_dir: str | Path, manifest: Manifest | None = None) -> list[VolumeFile]:
+def find_volumes(dataset_dir: str | Path, manifest: Manifest | None = None, planar: bool = False) -> list[VolumeFile]:
     """All volumes below a folder, in the order of their paths.
+
+    Args:
+        planar: flat image files count, and each DICOM file is an image of its own.
 
     Raises:
         UserError: the folder is missing, empty or without a readable image; a DICOM folder holds several series; the
             manifest names a file that is missing or lies outside.
     """
-    volumes, faults = scan_volumes(dataset_dir, manifest)
+    volumes, faults = scan_volumes(dataset_dir, manifest, planar)
     raise_faults(faults, "every volume of the dataset must be found", "Correct the files or the manifest")
     return volumes
 
 
-def scan_volumes(dataset_dir: str | Path, manifest: Manifest | None = None) -> tuple[list[VolumeFile], list[Fault]]:
+def scan_volumes(
+    dataset_dir: str | Path, manifest: Manifest | None = None, planar: bool = False
+) -> tuple[list[VolumeFile], list[Fault]]:
     """As ``find_volumes``, but faults of single files are returned beside the volumes that are fine.
 
     Raises:
@@ -83,9 +85,9 @@ def scan_volumes(dataset_dir: str | Path, manifest: Manifest | None = None) -> t
     """
     root = check_dataset_dir(dataset_dir)
     if manifest is not None and manifest.files:
-        volumes, faults = _listed(root, manifest)
+        volumes, faults = _listed(root, manifest, planar)
     else:
-        volumes, faults = _searched(root, manifest)
+        volumes, faults = _searched(root, manifest, planar)
     volumes.sort(key=lambda v: (v.path.as_posix(), v.series_uid or ""))
     if manifest is not None:
         _compare_counts(manifest, volumes)
@@ -104,36 +106,19 @@ def check_dataset_dir(dataset_dir: str | Path) -> Path:
     if not root.is_dir():
         raise UserError("dataset_dir must be a folder", f"the file {root}", "Pass the folder that holds the volumes")
     if not any(root.iterdir()):
-        raise UserError("dataset_dir must not be empty", str(root), f"Put volumes there: {SUPPORTED}")
+        raise UserError("dataset_dir must not be empty", str(root), f"Put volumes there: {supported()}")
     return root
 
 
-def kind_of(path: Path) -> str | None:
-    """Kind of a volume by the name of its file, or by the preamble for DICOM; ``None`` where it is no volume."""
-    name = path.name.lower()
-    for suffix, kind in _KINDS.items():
-        if name.endswith(suffix):
-            return kind
-    suffix = path.suffix.lower()
-    if suffix in _DICOM_SUFFIXES:
-        return "dicom"
-    if (suffix == "" or suffix[1:].isdigit()) and name != "dicomdir" and is_dicom(path):
-        return "dicom"
-    return None
-
-
-def stem_of(path: Path) -> str:
-    """Name of a file without its suffix, ``.nii.gz`` included."""
-    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
-
-
-def _searched(root: Path, manifest: Manifest | None) -> tuple[list[VolumeFile], list[Fault]]:
+def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
     files = list(_walk(root))
-    kinds = {path: kind for path in files if (kind := kind_of(path)) is not None}
+    kinds = {path: kind for path in files if (kind := kind_of(path, planar)) is not None}
     if not kinds:
         suffixes = Counter("".join(path.suffixes[-2:]).lower() or "no suffix" for path in files).most_common(8)
         found = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes) or "no files"
-        raise UserError("dataset_dir must hold readable images", f"{root} with {found}", f"Supported: {SUPPORTED}")
+        hint = "; flat images belong to a bundle of depth 1" if any(map(is_flat_format, files)) else ""
+        remedy = f"Supported: {supported(planar)}{hint}"
+        raise UserError("dataset_dir must hold readable images", f"{root} with {found}", remedy)
     if manifest is None:
         chosen = _without_labels(root, kinds)
     else:
@@ -153,7 +138,9 @@ def _searched(root: Path, manifest: Manifest | None) -> tuple[list[VolumeFile], 
     silent = len(folders) < _FOLDERS_WITHOUT_PROGRESS
     for place in tqdm(places, "Reading DICOM headers", unit="series", disable=silent):
         try:
-            if place.is_dir():
+            if place.is_dir() and planar:
+                volumes += _dicom_images(root, place, manifest, set(chosen), modalities)
+            elif place.is_dir():
                 if any(not modalities or series.modality in modalities for series in scan_folder(place)):
                     volumes.append(_dicom_volume(root, place, manifest, modalities))
             else:
@@ -164,14 +151,14 @@ def _searched(root: Path, manifest: Manifest | None) -> tuple[list[VolumeFile], 
             faults.append(Fault.from_error(place, error))
     if not volumes and not faults:
         wanted = f" of modality {', '.join(modalities)}" if modalities else ""
-        raise UserError(f"dataset_dir must hold image series{wanted}", str(root), f"Supported: {SUPPORTED}")
+        raise UserError(f"dataset_dir must hold image series{wanted}", str(root), f"Supported: {supported(planar)}")
     return volumes, faults
 
 
 def _file_volume(root: Path, path: Path, kind: str, manifest: Manifest | None) -> VolumeFile:
     relative = path.relative_to(root).as_posix()
     if manifest is None:
-        return VolumeFile(path, _subject_by_path(root, path), kind)
+        return VolumeFile(path, subject_by_path(root, path), kind)
     inside(root, relative)
     subject = manifest.subject_of(relative)
     label = None
@@ -188,16 +175,32 @@ def _dicom_volume(root: Path, folder: Path, manifest: Manifest | None, modalitie
     series = choose_series(folder, modalities=modalities)
     uid = series.uid if len(scan_folder(folder)) > 1 else None
     if manifest is None:
-        return VolumeFile(folder, series.patient_id or _subject_by_path(root, folder), "dicom", uid)
+        return VolumeFile(folder, series.patient_id or subject_by_path(root, folder), "dicom", uid)
     subject = _split_unit(manifest, manifest.subject_of(f"{relative}/"), relative)
     return VolumeFile(folder, subject, "dicom", uid)
+
+
+def _dicom_images(
+    root: Path, folder: Path, manifest: Manifest | None, chosen: set[Path], modalities: tuple[str, ...]
+) -> list[VolumeFile]:
+    """The DICOM files of a folder, whichever their series, as one image each."""
+    images = []
+    for series in scan_folder(folder):
+        for path in (entry.path for entry in series.slices):
+            if path not in chosen or (modalities and series.modality not in modalities):
+                continue
+            if manifest is None:
+                images.append(VolumeFile(path, series.patient_id or subject_by_path(root, path), "dicom"))
+            else:
+                images.append(_file_volume(root, path, "dicom", manifest))
+    return images
 
 
 def _split_unit(manifest: Manifest, subject: str, relative: str) -> str:
     return subject if manifest.split.by == "patient" else relative
 
 
-def _listed(root: Path, manifest: Manifest) -> tuple[list[VolumeFile], list[Fault]]:
+def _listed(root: Path, manifest: Manifest, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
     volumes: list[VolumeFile] = []
     faults: list[Fault] = []
     for entry in manifest.files:
@@ -208,22 +211,22 @@ def _listed(root: Path, manifest: Manifest) -> tuple[list[VolumeFile], list[Faul
                 faults.append(Fault(needed, "a file that the manifest names must exist", "no such file", "Fetch it"))
         if path.exists():
             try:
-                volumes.append(_listed_volume(path, label, entry, manifest))
+                volumes.append(_listed_volume(path, label, entry, manifest, planar))
             except UserError as error:
                 faults.append(Fault.from_error(path, error))
     return volumes, faults
 
 
-def _listed_volume(path: Path, label: Path | None, entry: ManifestFile, manifest: Manifest) -> VolumeFile:
-    kind = "dicom" if path.is_dir() else kind_of(path)
+def _listed_volume(path: Path, label: Path | None, entry: ManifestFile, manifest: Manifest, planar: bool) -> VolumeFile:
+    kind = "dicom" if path.is_dir() else kind_of(path, planar)
     if kind is None:
-        raise UserError("a file that the manifest names must be an image", str(path), f"Supported: {SUPPORTED}")
+        raise UserError("a file that the manifest names must be an image", str(path), f"Supported: {supported(planar)}")
     if path.is_dir():
         if entry.sha256:
             raise UserError("sha256 in a manifest belongs to a file", str(path), "Remove it from this DICOM folder")
         choose_series(path, entry.series_uid, () if entry.series_uid else manifest.dicom_modalities)
     subject = entry.subject or _split_unit(manifest, manifest.subject_of(entry.path), entry.path)
-    return VolumeFile(path, subject, kind, entry.series_uid, label, entry.split, entry.sha256)
+    return VolumeFile(path, subject, kind, entry.series_uid, label, entry.split, entry.sha256, entry.class_name)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -256,15 +259,21 @@ def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
     return images
 
 
-def _subject_by_path(root: Path, path: Path) -> str:
+def subject_by_path(root: Path, path: Path) -> str:
+    """Subject that a path states: BIDS entity, else the first folder that is no container, else the file's name."""
     relative = path.relative_to(root)
     bids = re.search(r"(?:^|/)(sub-[A-Za-z0-9]+)", relative.as_posix())
     if bids:
         return bids.group(1)
-    folders = [part for part in relative.parts[:-1] if not _CONTAINER_FOLDER.fullmatch(part)]
+    folders = [part for part in relative.parts[:-1] if not is_container(part)]
     if folders:
         return folders[0]
     return stem_of(path) if path != root else root.name
+
+
+def is_container(folder: str) -> bool:
+    """Whether a folder's name says only that images are in it, or of which split (images, imagesTr, train, val)."""
+    return _CONTAINER_FOLDER.fullmatch(folder) is not None
 
 
 def _compare_counts(manifest: Manifest, volumes: list[VolumeFile]) -> None:

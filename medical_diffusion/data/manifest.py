@@ -17,7 +17,7 @@ from medical_diffusion.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """One explicitly named volume; paths are relative to ``dataset_dir``."""
+    """One explicitly named volume; paths are relative to ``dataset_dir``; ``label`` is a segmentation."""
 
     path: str
     subject: str | None = None
@@ -25,6 +25,7 @@ class ManifestFile:
     label: str | None = None
     sha256: str | None = None
     split: str | None = None
+    class_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ def load_manifest(manifest: str | Path) -> Manifest:
             "Correct these fields; the schema is medical_diffusion/data/manifest.schema.json",
         )
     layout, split = fields["layout"], fields.get("split", {})
-    files = tuple(ManifestFile(**entry) for entry in fields.get("files", ()))
+    files = tuple(
+        ManifestFile(**{"class_name" if key == "class" else key: value for key, value in entry.items()})
+        for entry in fields.get("files", ())
+    )
     for entry in files:
         for relative in filter(None, (entry.path, entry.label)):
             check_relative(relative)

@@ -1,12 +1,15 @@
-"""Checking a whole dataset: every header, and every voxel unless only headers are asked for, all faults at once."""
+"""Checking a whole dataset: labels and splits, every header, every voxel unless only headers are asked for.
+
+All faults are told at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,18 @@ from medical_diffusion.data.checks import (
     raise_faults,
     voxel_faults,
 )
+from medical_diffusion.data.classes import count_labels, resolve_classes
 from medical_diffusion.data.dicom import choose_series, series_faults
-from medical_diffusion.data.discovery import VolumeFile, check_dataset_dir, scan_volumes
+from medical_diffusion.data.discovery import VolumeFile
+from medical_diffusion.data.flat_image import channel_error, check_channels, is_grey
 from medical_diffusion.data.headers import read_header
-from medical_diffusion.data.manifest import load_manifest
+from medical_diffusion.data.images import read_image
 from medical_diffusion.data.reader import has_valid_checksum, is_intact, load_volume
+from medical_diffusion.data.source import DataSource, stated_split
 from medical_diffusion.errors import UserError
+
+#: RGB files that a check of headers decodes where grey is asked for.
+COLOURS_SAMPLED = 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class VerificationReport:
     records: tuple[VolumeRecord, ...]
     faults: tuple[Fault, ...]
     headers_only: bool
+    label_counts: Mapping[str, int] = field(default_factory=dict)
 
     def raise_if_faulty(self) -> None:
         """Raise one error that lists the faults (the first 20 in full).
@@ -75,6 +85,8 @@ class VerificationReport:
             ("volumes", f"{len(self.records)} ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"),
             ("subjects", str(len({record.volume.subject for record in self.records}))),
         ]
+        if self.label_counts:
+            rows.append(("classes", ", ".join(f"{name} {count}" for name, count in self.label_counts.items())))
         headers = [record.header for record in self.records if record.header is not None]
         if headers:
             rows.append(("shape", _ranges([header.spatial_shape for header in headers]) + " voxels"))
@@ -94,37 +106,72 @@ def verify_dataset(
     headers_only: bool = False,
     progress: bool = True,
     allow_planar: bool = False,
+    datalist: str | Path | None = None,
+    class_folders: bool = False,
+    classes: Sequence[str] | None = None,
+    planar: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    labels: bool | None = None,
+    channels: int | None = None,
+    convert_channels: bool = False,
 ) -> VerificationReport:
     """Check every volume of a dataset and collect all faults.
 
-    Headers: three axes, one value a voxel, sound affine, a complete file (by its length), evenly spaced DICOM slices.
-    Voxels, in addition: readable to the end, gzip and manifest checksums, finite, not constant.
+    Headers: three axes, one value a voxel, sound affine, a complete file (by its length), evenly spaced DICOM slices;
+    grey or RGB as asked for. Voxels, in addition: readable to the end, gzip and manifest checksums, finite, not
+    constant. Labels: none missing or unknown, two classes where they are asked for, no subject in two splits.
 
     Args:
-        headers_only: leave the voxels unread: seconds instead of minutes, done before every training.
+        headers_only: leave the voxels unread: seconds instead of minutes, done before every training. Of RGB files in a
+            grey bundle a few are decoded all the same, since equal channels are grey.
         progress: show a progress bar.
         allow_planar: images of depth 1 are welcome; volumes of depth 1 among deeper ones are a fault all the same.
+        planar: flat image files count, each DICOM file is an image of its own, and volumes are a fault.
+        datalist, class_folders, classes, image_column, label_column, subject_column, labels: as of ``build_datalist``.
+        channels, convert_channels: as of ``load_volume``.
 
     Raises:
-        UserError: the folder or the manifest cannot be used at all.
+        UserError: the folder, the manifest or the list cannot be used at all.
     """
-    root = check_dataset_dir(dataset_dir)
-    volumes, faults = scan_volumes(root, load_manifest(manifest) if manifest is not None else None)
+    check_channels(channels)
+    source = DataSource.of(
+        dataset_dir, manifest, datalist, class_folders, planar, image_column, label_column, subject_column
+    )
+    volumes, faults = source.scan()
+    label_counts: dict[str, int] = {}
+    try:
+        stated_split(volumes)
+        names, numbers = resolve_classes(volumes, classes, source.asks_for_labels(classes, labels))
+        label_counts = count_labels(names, numbers)
+    except UserError as error:
+        faults.append(Fault.from_error(source.table or source.root, error))
+    is_flat_welcome = allow_planar or planar
 
     def check(volume: VolumeFile) -> VolumeRecord:
-        return check_volume(volume, headers_only, allow_planar)
+        record = check_volume(volume, headers_only, is_flat_welcome, channels, convert_channels)
+        return _refuse_depth(record) if planar else record
 
     # Decompression frees the interpreter, so that threads help; two hold the memory to two volumes.
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         results = pool.map(check, volumes)
         records = tuple(tqdm(results, "Checking volumes", len(volumes), unit="vol", disable=not progress))
     faults += [fault for record in records for fault in record.faults]
-    if allow_planar:
+    if is_flat_welcome and not planar:
         faults += _mixed_depth_faults(records)
-    return VerificationReport(root, records, tuple(faults), headers_only)
+    if headers_only and channels == 1 and not convert_channels:
+        faults += _colour_faults(records)
+    return VerificationReport(source.root, records, tuple(faults), headers_only, label_counts)
 
 
-def check_volume(volume: VolumeFile, headers_only: bool = False, allow_planar: bool = False) -> VolumeRecord:
+def check_volume(
+    volume: VolumeFile,
+    headers_only: bool = False,
+    allow_planar: bool = False,
+    channels: int | None = None,
+    convert_channels: bool = False,
+) -> VolumeRecord:
     """Check one volume; never raises for what is wrong with its file."""
     path, header, intensity = volume.path, None, None
     faults: list[Fault] = []
@@ -133,6 +180,8 @@ def check_volume(volume: VolumeFile, headers_only: bool = False, allow_planar: b
             faults += series_faults(path, choose_series(path, volume.series_uid))
         header = read_header(path, volume.series_uid)
         faults += header_faults(path, header, allow_planar)
+        if not faults and channels == 3 and header.channels == 1 and not convert_channels:
+            faults.append(Fault.from_error(path, channel_error(path, 1, 3)))
         if not faults and not is_intact(path):
             faults.append(_damaged(path, "the file ends early, or its compressed content is damaged"))
         if volume.label is not None and not faults:
@@ -144,7 +193,7 @@ def check_volume(volume: VolumeFile, headers_only: bool = False, allow_planar: b
                 remedy = "Fetch the file of the manifest's version"
                 faults.append(Fault(path, "a file must have its manifest's sha256", _sha256(path), remedy))
             else:
-                voxels = load_volume(path, volume.series_uid, allow_planar).numpy()
+                voxels = load_volume(path, volume.series_uid, allow_planar, channels, convert_channels).numpy()
                 faults += voxel_faults(path, voxels)
                 if not faults:
                     intensity = (float(voxels.min()), float(voxels.max()))
@@ -168,6 +217,29 @@ def _mixed_depth_faults(records: Sequence[VolumeRecord]) -> list[Fault]:
         return []
     rule = "a dataset must hold either images of depth 1 or volumes"
     return [Fault(path, rule, f"{len(planar)} of {len(sound)} have depth 1", "Separate them") for path in planar]
+
+
+def _refuse_depth(record: VolumeRecord) -> VolumeRecord:
+    header = record.header
+    if record.faults or header is None or header.spatial_shape[2] == 1:
+        return record
+    path, value = record.volume.path, f"a volume of shape {header.shape}"
+    remedy = "Extract slices to files of their own, or use a bundle for volumes"
+    return replace(record, faults=(Fault(path, "an image must be flat here", value, remedy),))
+
+
+def _colour_faults(records: Sequence[VolumeRecord]) -> list[Fault]:
+    """Faults of the RGB files, evenly picked, that are decoded to learn whether they are grey."""
+    suspects = [r for r in records if r.header is not None and r.header.channels == 3 and not r.faults]
+    faults = []
+    for record in suspects[:: max(1, len(suspects) // COLOURS_SAMPLED)]:
+        path = record.volume.path
+        try:
+            if not is_grey(read_image(path, record.volume.series_uid).pixels):
+                faults.append(Fault.from_error(path, channel_error(path, 3, 1)))
+        except UserError as error:
+            faults.append(Fault.from_error(path, error))
+    return faults
 
 
 def _ranges(rows: Sequence[Sequence[float]]) -> str:
