@@ -1,5 +1,6 @@
-"""Figures of quality: reconstruction, sharpness, anatomy in place, nearest training neighbours."""
+"""Figures of quality: reconstruction, sharpness, anatomy in place, nearest training neighbours, class agreement."""
 
+from medical_diffusion.evaluation.agreement import Agreement, AgreementReport, ClassAgreement
 from medical_diffusion.evaluation.anatomy import ChestAnatomy, chest_anatomy
 from medical_diffusion.evaluation.neighbours import MemorisationReport, Neighbours, memorisation, nearest_neighbours
 from medical_diffusion.evaluation.reconstruction import (
@@ -12,7 +13,10 @@ from medical_diffusion.evaluation.reconstruction import (
 from medical_diffusion.evaluation.spectrum import high_frequency_energy, high_frequency_ratio, radial_power_spectrum
 
 __all__ = [
+    "Agreement",
+    "AgreementReport",
     "ChestAnatomy",
+    "ClassAgreement",
     "MemorisationReport",
     "Neighbours",
     "ReconstructionScore",

@@ -35,7 +35,7 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import per_axis
 
 LISTING = "phantoms.json"
-LABELS = "labels.csv"
+PHANTOM_LABELS = "labels.csv"
 
 
 def write_phantoms(
@@ -103,7 +103,7 @@ def is_whole(folder: Path, arguments: dict[str, object]) -> bool:
         if {key: listing[key] for key in arguments} != arguments or len(listing["subjects"]) != arguments["count"]:
             return False
         kind = PHANTOM_KINDS[str(arguments["kind"])]
-        if kind.classes and (folder / LABELS).read_text(encoding="utf-8") != _labels_csv(listing["subjects"]):
+        if kind.classes and (folder / PHANTOM_LABELS).read_text(encoding="utf-8") != _labels_csv(listing["subjects"]):
             return False
         return all(
             _sha256((folder / subject[role]["file"]).read_bytes()) == subject[role]["sha256"]
@@ -153,7 +153,7 @@ def _write_folder(folder: Path, kind: PhantomKind, arguments: Mapping[str, Any],
     listing = {**arguments, "labels": dict(kind.labels), "intensity_unit": kind.intensity_unit}
     if kind.classes:
         listing["classes"] = list(kind.classes)
-        (folder / LABELS).write_text(_labels_csv(subjects), encoding="utf-8")
+        (folder / PHANTOM_LABELS).write_text(_labels_csv(subjects), encoding="utf-8")
     content = json.dumps({**listing, "subjects": subjects}, indent=1) + "\n"
     (folder / LISTING).write_text(content, encoding="utf-8")
 
