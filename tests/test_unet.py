@@ -212,6 +212,7 @@ def test_labels_without_classes_are_refused():
 
 
 MEDFUSION = {"blocks_per_level": 1, "skip": "add", "spatial_attention": "none", "depth_attention": False}
+OTHERS = [MEDFUSION, {"blocks_per_level": 3}, {"skip": "add"}, {"spatial_attention": "none"}]
 
 
 def test_medfusion_is_a_configuration():
@@ -225,9 +226,7 @@ def test_medfusion_is_a_configuration():
 
 
 @pytest.mark.parametrize("size", [(8, 8, 1), (7, 5, 1), (1, 9, 1), (8, 6, 3)])
-@pytest.mark.parametrize(
-    "options", [MEDFUSION, {"blocks_per_level": 3}, {"skip": "add"}, {"spatial_attention": "none"}]
-)
+@pytest.mark.parametrize("options", OTHERS)
 def test_other_configurations_train_at_every_size(size, options):
     network = awake(small(channel_multipliers=(1, 1, 2), num_classes=2, **options)).train()
     x = torch.randn(2, 3, *size)

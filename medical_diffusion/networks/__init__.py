@@ -4,6 +4,7 @@ from medical_diffusion.networks.autoencoder import Autoencoder
 from medical_diffusion.networks.bottleneck import Bottleneck, BottleneckOutput
 from medical_diffusion.networks.codec import LatentCodec
 from medical_diffusion.networks.discriminators import PatchDiscriminator
+from medical_diffusion.networks.external import ExternalAutoencoder
 from medical_diffusion.networks.gaussian import GaussianBottleneck
 from medical_diffusion.networks.quantizer import VectorQuantizer
 from medical_diffusion.networks.unet import UNet
@@ -12,6 +13,7 @@ __all__ = [
     "Autoencoder",
     "Bottleneck",
     "BottleneckOutput",
+    "ExternalAutoencoder",
     "GaussianBottleneck",
     "LatentCodec",
     "PatchDiscriminator",

@@ -1,6 +1,6 @@
-"""Encoder and decoder of Medfusion's autoencoder (Müller-Franzes et al. 2023): 13.5 M parameters at its settings (published: 13.3 M).
+"""Encoder and decoder of Medfusion's autoencoder (Müller-Franzes et al. 2023).
 
-Widths 64-128-256-512 by level, the full resolution included. Encoder: a 3³ convolution to the first width; per level a
+Widths 64-128-256-512 by level, the full resolution included: 13.5 M parameters where 13.3 M are published. Encoder: a 3³ convolution to the first width; per level a
 residual block of two 3³ convolutions, the first of which sets the level's width, and between levels a 3³ convolution of
 stride 2; normalisation, SiLU and a 1³ convolution to the latent's moments. Decoder: a 3³ convolution and a residual
 block at the coarsest level; per doubling nearest upsampling with a 3³ convolution to the next width and a residual

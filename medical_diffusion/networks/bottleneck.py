@@ -1,8 +1,8 @@
 """What stands between encoder and decoder: the interface that vector quantiser and Gaussian bottleneck share.
 
-The encoder gives a bottleneck ``moments`` numbers for each latent element. The bottleneck makes of them what the decoder
-receives in training (``forward``), what diffusion learns (``encode``: never a random draw), and it brings a latent that
-diffusion has made back to what the decoder knows (``to_decoder``).
+The encoder gives a bottleneck ``moments`` numbers for each latent element. The bottleneck makes of them what the
+decoder receives in training (``forward``) and what diffusion learns (``encode``: never a random draw), and it brings a
+latent that diffusion has made back to what the decoder knows (``to_decoder``).
 """
 
 from __future__ import annotations

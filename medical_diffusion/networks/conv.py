@@ -6,8 +6,9 @@ the squeezed tensor (a 3D call on depth 1 takes about twice as long). Nothing el
 
 Padding is "same": ``kernel // 2`` voxels on both sides for an odd kernel, ``(kernel - stride) // 2`` for an even one. A
 convolution of stride ``s`` then maps ``n``, a multiple of ``s``, to ``n // s`` and a transposed one maps ``n`` to
-``n * s``; an even kernel with an odd stride loses one position more (the patch discriminators' kernel 4 at stride 1). The border repeats the nearest voxel
-(``padding_mode="replicate"``, the paper's choice) or is zero (``"zeros"``).
+``n * s``; an even kernel with an odd stride loses one position more (the patch discriminators' kernel 4 at stride 1).
+The border repeats the nearest voxel (``padding_mode="replicate"``, Medical Diffusion's choice) or is zero
+(``"zeros"``).
 
 Maps stay in ``torch.channels_last_3d``: oneDNN takes it without a reorder, several times faster than the contiguous
 layout. A map of one channel has both layouts at once, and PyTorch then picks the wrong one for the output; small
