@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
+from medical_diffusion.bundle.settings import stored_settings
+from medical_diffusion.data.augmentation import flip_variants
 from medical_diffusion.evaluation.anatomy import chest_anatomy
 from medical_diffusion.evaluation.neighbours import memorisation
 from medical_diffusion.evaluation.spectrum import high_frequency_ratio
-from medical_diffusion.pictures import volume_grid, write_png
+from medical_diffusion.pictures import picture_of, read_png, volume_grid, write_png
 
 PICTURED = 8
 
@@ -54,6 +56,23 @@ def stack(dataset: Any) -> torch.Tensor:
     return torch.stack([torch.as_tensor(dataset[n]["image"]) for n in range(len(dataset))])
 
 
+def read_volumes(folder: str, settings: Any) -> tuple[torch.Tensor, list[Any]]:
+    """NIfTI samples in [-1, 1], (N, 1, H, W, D), and the files' images."""
+    files = sorted(Path(folder).glob("sample_*.nii.gz"), key=lambda p: int(p.name[7:-7]))
+    low, high = settings.window if settings.intensity == "window" else (0.0, 1.0)
+    images: list[Any] = [nibabel.load(f) for f in files]
+    samples = torch.stack([torch.from_numpy(np.asarray(i.dataobj, np.float32))[None] for i in images])
+    return (samples - low) / (high - low) * 2 - 1, images
+
+
+def read_images(folder: str) -> tuple[torch.Tensor, list[Any]]:
+    """PNG samples in [-1, 1], (N, C, H, W, 1)."""
+    files = sorted(Path(folder).glob("sample_*.png"), key=lambda p: int(p.stem[7:]))
+    arrays = [read_png(f) for f in files]
+    scaled = [torch.from_numpy(a / np.iinfo(a.dtype).max * 2 - 1).float() for a in arrays]
+    return torch.stack([a.movedim(-1, 0)[..., None] if a.dim() == 3 else a[None, ..., None] for a in scaled]), []
+
+
 @torch.no_grad()
 def main() -> None:
     args = arguments()
@@ -62,11 +81,7 @@ def main() -> None:
     data, settings = get("data"), get("settings")
     held_out = stack(get("dataset"))
     training = torch.stack([torch.as_tensor(data.transform(dict(item))["image"]) for item in data.train])
-    files = sorted(Path(args.samples).glob("sample_*.nii.gz"), key=lambda p: int(p.name[7:-7]))
-    low, high = settings.window if settings.intensity == "window" else (0.0, 1.0)
-    images = [nibabel.load(f) for f in files]
-    samples = torch.stack([torch.from_numpy(np.asarray(i.dataobj, np.float32))[None] for i in images])  # type: ignore
-    samples = (samples - low) / (high - low) * 2 - 1
+    samples, images = read_images(args.samples) if settings.planar else read_volumes(args.samples, settings)
     autoencoder = get("autoencoder_def").eval().cpu()
     reconstructed = torch.cat([autoencoder(v[None]) for v in held_out]).clamp(-1, 1)
 
@@ -85,7 +100,10 @@ def main() -> None:
         )
         for organ in ("body", "left_lung", "right_lung", "spine", "heart"):
             rows.append((f"samples with {organ.replace('_', ' ')}", str(sum(getattr(a, organ) for a in found))))
-    report = memorisation(samples, training, held_out)
+    # a mirrored copy is a copy where training mirrored its volumes
+    flips = [[axis + 2 for axis in axes] for axes in flip_variants(stored_settings(args.run_dir).get("flip_axes", []))]
+    seen = torch.cat([training.flip(axes) if axes else training for axes in flips])
+    report = memorisation(samples, seen, held_out)
     for name, neighbours in (("samples", report.samples), ("held-out volumes", report.held_out)):
         near = neighbours.distances[:, 0]
         rows.append(
@@ -99,13 +117,14 @@ def main() -> None:
         for name, entry in content["reconstruction"].items():
             rows.append((f"reconstruction {name}", f"{entry['mean']:.4g} ± {entry['std'] or 0:.2g}"))
         rows.append(("trilinear psnr", f"{content['trilinear_baseline']['psnr']['mean']:.4g}"))
-        rows.append(("codes used", f"{100 * content['codebook']['codes_used']:.0f} %"))
+        if "codebook" in content:
+            rows.append(("codes used", f"{100 * content['codebook']['codes_used']:.0f} %"))
     print("| figure | value |\n| --- | --- |")
     print("\n".join(f"| {name} | {value} |" for name, value in rows))
 
-    shown = samples[:PICTURED, 0].numpy()
-    nearest = training[report.samples.indices[:PICTURED, 0], 0].numpy()
-    picture = volume_grid([("synthetic", list(shown)), ("nearest training volume", list(nearest))], (-1.0, 1.0))
+    shown = [picture_of(v) for v in samples[:PICTURED]]
+    nearest = [picture_of(seen[n]) for n in report.samples.indices[:PICTURED, 0]]
+    picture = volume_grid([("synthetic", shown), ("nearest training volume", nearest)], (-1.0, 1.0))
     write_png(args.output, picture)
     print(f"\npicture: {args.output}")
 

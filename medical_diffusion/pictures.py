@@ -1,19 +1,27 @@
-"""Pictures of volumes: central slices of three planes in a labelled grid, as RGB arrays and PNG files."""
+"""Pictures of volumes and images in a labelled grid, as RGB arrays and PNG files.
+
+A volume is shown by its central slices in three planes, an image (depth 1) as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medical_diffusion.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABEL_HEIGHT = 18
 GAP = 3
 SMALLEST_TILE = 128
 MARGIN_GREY = 24
 TEXT_GREY = 220
+COLOURS = 3
 
 
 def to_grey(volume: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -23,19 +31,21 @@ def to_grey(volume: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def planes(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> list[np.ndarray]:
-    """Central axial, coronal and sagittal slices of a RAS+ volume as a radiologist holds them (one for depth 1).
+    """Central axial, coronal and sagittal slices of a RAS+ volume as a radiologist holds them; an image as it is.
 
     Args:
-        volume: (H, W, D) with axes running right, anterior, superior.
+        volume: (H, W, D) with axes running right, anterior, superior; an image is (H, W, 1) or, in colour,
+            (H, W, 1, 3), with rows running down.
         spacing: millimetres per voxel; slices are stretched to square pixels.
 
     Returns:
-        two-dimensional arrays; the patient's right is on the left, anterior (or superior) on top.
+        pictures (rows, columns) or (rows, columns, 3); the patient's right is on the left, anterior (or superior) on
+        top.
     """
-    h, w, d = volume.shape
-    axial = _upright(volume[:, :, d // 2], spacing[0], spacing[1])
+    h, w, d = volume.shape[:3]
     if d == 1:
-        return [axial]
+        return [volume[:, :, 0]]
+    axial = _upright(volume[:, :, d // 2], spacing[0], spacing[1])
     coronal = _upright(volume[:, w // 2, :], spacing[0], spacing[2])
     sagittal = _upright(volume[h // 2, :, :], spacing[1], spacing[2], flip=True)
     return [axial, coronal, sagittal]
@@ -52,6 +62,12 @@ def _upright(plane: np.ndarray, across: float, up: float, flip: bool = True) -> 
     return picture[row_index][:, column_index]
 
 
+def picture_of(volume: Tensor) -> np.ndarray:
+    """A tensor (C, H, W, D) as the (H, W, D) that :func:`planes` takes, or (H, W, 1, 3) where C is 3."""
+    array = volume.detach().float().cpu().numpy()
+    return np.moveaxis(array, 0, -1) if len(array) == COLOURS else array[0]
+
+
 def volume_grid(
     rows: Sequence[tuple[str, Sequence[np.ndarray]]],
     value_range: tuple[float, float],
@@ -60,7 +76,7 @@ def volume_grid(
     """A labelled picture with one band per row of volumes.
 
     Args:
-        rows: (label, volumes (H, W, D)); the planes of each volume stand below one another.
+        rows: (label, volumes as in :func:`planes`); the planes of each volume stand below one another.
         value_range: values shown as black and white.
         spacing: millimetres per voxel.
 
@@ -79,7 +95,7 @@ def volume_grid(
 
 def _enlarge(plane: np.ndarray) -> np.ndarray:
     """Whole-number enlargement, so that voxels stay what they are."""
-    factor = max(1, -(-SMALLEST_TILE // max(plane.shape)))
+    factor = max(1, -(-SMALLEST_TILE // max(plane.shape[:2])))
     return plane.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -90,21 +106,41 @@ def _band(label: str, tiles: list[list[np.ndarray]]) -> np.ndarray:
     heights = [max(column[r].shape[0] for column in tiles) for r in range(tile_rows)]
     widths = [max(tile.shape[1] for tile in column) for column in tiles]
     height = LABEL_HEIGHT + sum(heights) + GAP * tile_rows
-    canvas = np.full((height, max(sum(widths) + GAP * len(widths), 7 * len(label) + 12)), MARGIN_GREY, dtype=np.uint8)
+    width = max(sum(widths) + GAP * len(widths), 7 * len(label) + 12)
+    canvas = np.full((height, width, 3), MARGIN_GREY, dtype=np.uint8)
     x = 0
-    for column, width in zip(tiles, widths, strict=True):
+    for column, column_width in zip(tiles, widths, strict=True):
         y = LABEL_HEIGHT
         for tile, row_height in zip(column, heights, strict=True):
-            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile if tile.ndim == 3 else tile[..., None]
             y += row_height + GAP
-        x += width + GAP
-    picture = Image.fromarray(canvas).convert("RGB")
+        x += column_width + GAP
+    picture = Image.fromarray(canvas)
     ImageDraw.Draw(picture).text((4, 3), label, fill=(TEXT_GREY,) * 3)
     return np.asarray(picture)
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> Path:
-    """Write an RGB or grey byte array as PNG."""
-    from PIL import Image
+    """Write a picture (rows, columns) or (rows, columns, 3) of type uint8 or uint16 as PNG."""
 
-    return write_atomically(path, lambda part: Image.fromarray(picture).save(part, format="PNG"))
+    def save(part: Path) -> None:
+        if picture.dtype == np.uint16 and picture.ndim == 3:  # Pillow has no 16-bit colour
+            import SimpleITK as sitk
+
+            writer = sitk.ImageFileWriter()
+            writer.SetImageIO("PNGImageIO")
+            writer.SetFileName(str(part))
+            writer.Execute(sitk.GetImageFromArray(picture, isVector=True))
+        else:
+            from PIL import Image
+
+            Image.fromarray(picture).save(part, format="PNG")
+
+    return write_atomically(path, save)
+
+
+def read_png(path: str | Path) -> np.ndarray:
+    """What :func:`write_png` wrote, shape and type alike."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))

@@ -86,5 +86,5 @@ def test_every_target_gives_the_same_guided_data(prediction_type: str) -> None:
 
 
 def test_negative_scale_is_refused() -> None:
-    with pytest.raises(UserError, match="guidance_scale must not be negative.*-1"):
+    with pytest.raises(UserError, match=r"guidance_scale must not be negative.*-1"):
         ClassifierFreeGuidance(lambda x, t: x, torch.tensor([0]), -1.0, 1)

@@ -1,72 +1,52 @@
-"""What the expressions of bundle configurations call, as ``bundle.<name>``."""
+"""What the expressions of bundle configurations call, as ``bundle.<name>``; each name is imported at its first use, so
+that the commands which only read configurations answer at once."""
 
-from medical_diffusion.bundle.context import bundle_root
-from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.latent_statistics import LatentStatistics
-from medical_diffusion.bundle.messages import (
-    announce_evaluation,
-    announce_sampling,
-    announce_training,
-    announce_written,
-    intensity_limits,
-    report_reconstruction,
-    sample_provenance,
-    samples_folder,
-)
-from medical_diffusion.bundle.previews import sample_picture, write_preview, write_sample_preview
-from medical_diffusion.bundle.reconstruction import NoiseEvaluation, ReconstructionEvaluation
-from medical_diffusion.bundle.session import (
-    begin,
-    end,
-    parameters_of,
-    process_device,
-    require_finished,
-    sampler_steps,
-    seed_networks,
-    set_threads,
-    share_of,
-    to_device,
-    tracking_requested,
-    tracking_uri,
-)
-from medical_diffusion.bundle.settings import Defaults, Settings, select_device
-from medical_diffusion.bundle.training_data import TrainingData
-from medical_diffusion.bundle.weights import Weights
-from medical_diffusion.data.latent_cache import weights_hash
+from __future__ import annotations
 
-__all__ = [
-    "Defaults",
-    "Folders",
-    "LatentStatistics",
-    "NoiseEvaluation",
-    "ReconstructionEvaluation",
-    "Settings",
-    "TrainingData",
-    "Weights",
-    "announce_evaluation",
-    "announce_sampling",
-    "announce_training",
-    "announce_written",
-    "begin",
-    "bundle_root",
-    "end",
-    "intensity_limits",
-    "parameters_of",
-    "process_device",
-    "report_reconstruction",
-    "require_finished",
-    "sample_picture",
-    "sample_provenance",
-    "sampler_steps",
-    "samples_folder",
-    "seed_networks",
-    "select_device",
-    "set_threads",
-    "share_of",
-    "to_device",
-    "tracking_requested",
-    "tracking_uri",
-    "weights_hash",
-    "write_preview",
-    "write_sample_preview",
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    ".context": ("bundle_root",),
+    ".folders": ("Folders",),
+    ".latent_statistics": ("LatentStatistics",),
+    ".messages": (
+        "announce_evaluation",
+        "announce_sampling",
+        "announce_training",
+        "announce_written",
+        "intensity_limits",
+        "report_reconstruction",
+        "sample_provenance",
+        "samples_folder",
+    ),
+    ".previews": ("sample_picture", "write_preview", "write_sample_preview"),
+    ".reconstruction": ("NoiseEvaluation", "ReconstructionEvaluation"),
+    ".session": (
+        "begin",
+        "end",
+        "parameters_of",
+        "process_device",
+        "require_finished",
+        "sampler_steps",
+        "seed_networks",
+        "set_threads",
+        "share_of",
+        "to_device",
+        "tracking_requested",
+        "tracking_uri",
+    ),
+    ".settings": ("Defaults", "Settings", "select_device"),
+    ".training_data": ("TrainingData",),
+    ".weights": ("Weights",),
+    "medical_diffusion.data": ("weights_hash",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name], __name__), name)

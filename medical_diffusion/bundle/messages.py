@@ -20,7 +20,7 @@ from medical_diffusion.training.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
 
-PHANTOM_TITLES = {"chest_ct": "chest-CT"}
+PHANTOM_TITLES = {"chest_ct": "chest-CT", "radiograph": "chest-radiograph"}
 
 
 def announce_training(settings: Settings, folders: Folders, data: TrainingData) -> None:
@@ -34,10 +34,16 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
             PHANTOM_TITLES[data.kind],
             size,
         )
-        logger.info("To train on your own volumes: --dataset_dir DIR (then the paper's configuration is the default).")
+        logger.info(
+            "To train on your own %s: --dataset_dir DIR (then the paper's configuration is the default).",
+            _noun(settings),
+        )
     else:
         logger.info("Training on %s at %s voxels.", settings.dataset_dir, size)
     data.prepare()
+    if data.class_names:
+        shares = zip(data.class_names, data.class_frequencies, strict=True)
+        logger.info("Classes: %s.", ", ".join(f"{name} ({100 * share:.0f} %)" for name, share in shares))
     logger.info("Intensity: %s.", describe_intensity(settings))
     if settings.perceptual == "none":
         logger.info(
@@ -46,20 +52,28 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
 
 
+def _noun(settings: Settings) -> str:
+    return "images" if settings.planar else "volumes"
+
+
 def describe_intensity(settings: Settings) -> str:
     """The intensity mapping in words."""
     if settings.intensity == "window":
         low, high = settings.window
         return f"fixed window {low:g} to {high:g} HU mapped to [-1, 1]; samples come back in HU"
+    if settings.intensity == "stored":
+        return "range of the stored type (0 to 255 for 8 bits) mapped to [-1, 1]; samples use the same range"
     return f"per volume by {settings.intensity.replace('_', ' ')} mapped to [-1, 1]; samples are relative, 0 to 1"
 
 
 def intensity_limits(settings: Settings) -> tuple[float | None, float | None]:
     """Limits of the intensity mapping: the window in HU, the percentiles, or none for the volume's own range."""
-    limits = {"window": settings.window, "percentile": settings.percentiles, "minmax": (None, None)}[settings.intensity]
-    if len(limits) != 2:
-        raise UserError(f"--{settings.intensity} limits must be two numbers (low, high)", limits)
-    return limits[0], limits[1]
+    own: tuple[None, None] = (None, None)
+    limits = {"window": settings.window, "percentile": settings.percentiles, "minmax": own, "stored": own}
+    chosen = limits[settings.intensity]
+    if len(chosen) != 2:
+        raise UserError(f"--{settings.intensity} limits must be two numbers (low, high)", chosen)
+    return chosen[0], chosen[1]
 
 
 def report_reconstruction(folders: Folders, evaluation: ReconstructionEvaluation) -> dict[str, Any] | None:
@@ -68,13 +82,13 @@ def report_reconstruction(folders: Folders, evaluation: ReconstructionEvaluation
         return None
     report = evaluation.run()
     path = write_json(folders.reports / "reconstruction.json", report)
-    logger.info("Reconstruction of %d held-out volumes (mean ± SD; trilinear resampling beside it):", report["volumes"])
+    logger.info("Reconstruction of %d held-out items (mean ± SD; trilinear resampling beside it):", report["volumes"])
     for name, entry in report["reconstruction"].items():
         other = report["trilinear_baseline"].get(name)
         beside = f"   (trilinear {_figure(other)})" if other else ""
         logger.info("  %-9s %s%s", name, _figure(entry), beside)
-    codebook = report["codebook"]
-    logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
+    if codebook := report.get("codebook"):
+        logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
     logger.info("  written to %s", path)
     return report
 
@@ -94,7 +108,7 @@ def announce_written(folders: Folders) -> None:
         folders.models / "model.pt": "weights of stage 2 (moving average)",
         folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
         folders.reports / "reconstruction.json": "reconstruction metrics on held-out volumes",
-        folders.preview: "real, reconstructed and synthetic volumes in three planes",
+        folders.preview: "real, reconstructed and synthetic examples, to look at",
     }
     for path, meaning in names.items():
         if path.exists():
@@ -115,6 +129,7 @@ def sample_provenance(settings: Settings, weights: Weights, sampler: Any, infere
         "sampler": settings.sampler,
         "num_steps": inferer.num_steps or sampler.num_train_timesteps,
         "amp": settings.amp,
+        "guidance_scale": inferer.guidance_scale,
         "intensity": settings.intensity,
         "window": settings.window if settings.intensity == "window" else None,
         "spacing_mm": weights.output_spacing,
@@ -130,12 +145,13 @@ def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWr
         UserError: the folder holds samples of these seeds that were made in another way.
     """
     skipped = settings.num_samples - len(dataset)
-    for seed in set(range(settings.seed, settings.seed + settings.num_samples)) - set(dataset.seeds):
+    for seed in sorted(set(range(settings.seed, settings.seed + settings.num_samples)) - set(dataset.seeds)):
         _compare_sidecar(writer, seed)
     logger.info(
-        "Drawing %d of %d volumes with %s into %s%s.",
+        "Drawing %d of %d %s with %s into %s%s.",
         len(dataset),
         settings.num_samples,
+        _noun(settings),
         settings.sampler,
         writer.output_dir,
         f" ({skipped} are there already)" if skipped else "",
@@ -144,11 +160,12 @@ def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWr
 
 def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
     found = json.loads(writer.sidecar_path(seed).read_text(encoding="utf-8"))
-    for key in ("sampler", "num_steps", "weights_sha256"):
-        if found.get(key) != writer.provenance[key]:
+    wanted = {key: writer.provenance[key] for key in ("sampler", "num_steps", "guidance_scale", "weights_sha256")}
+    for key, value in {**wanted, "class_name": writer.class_labels.name_of(seed)}.items():
+        if found.get(key) != value:
             raise UserError(
                 "samples that are there already must have been made in the same way",
-                f"{writer.image_path(seed)} with {key} {found.get(key)}, now {writer.provenance[key]}",
+                f"{writer.image_path(seed)} with {key} {found.get(key)}, now {value}",
                 "Choose another --output_dir, or delete the old samples",
             )
 

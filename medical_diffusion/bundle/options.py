@@ -28,7 +28,7 @@ class Option:
     Args:
         name: as in the configuration and on the command line.
         type: ``int``, ``float``, ``flag``, ``text``, ``path``, ``size`` (three whole numbers), ``spacing`` (three
-            numbers), ``ints``, ``floats`` or ``choice``.
+            numbers), ``ints``, ``floats``, ``texts`` or ``choice``.
         help, unit: what ``bundle describe`` shows.
         defaults: value per profile.
         choices: allowed values of a ``choice``.
@@ -138,6 +138,16 @@ def _flag(value: Any) -> bool:
     return words[key]
 
 
+def _texts(value: Any) -> list[str]:
+    """Names as a list, as a tuple, or as text such as ``[normal, enlarged]``, with or without quotes."""
+    if isinstance(value, str):
+        value = value.strip().removeprefix("[").removesuffix("]").split(",")
+    names = [str(name).strip().strip("'\"") for name in value]
+    if not names or not all(names):
+        raise ValueError(value)
+    return names
+
+
 def _path(value: Any) -> str:
     return str(Path(str(value)).expanduser().resolve())
 
@@ -165,6 +175,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "spacing": _list_of(_float, 3),
     "ints": _list_of(_int),
     "floats": _list_of(_float),
+    "texts": _texts,
 }
 
 _KINDS = {
@@ -178,4 +189,5 @@ _KINDS = {
     "spacing": "one or three numbers",
     "ints": "a list of whole numbers",
     "floats": "a list of numbers",
+    "texts": "a list of names",
 }

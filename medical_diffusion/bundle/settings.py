@@ -62,6 +62,11 @@ class Settings:
         if "image_size" in self.values and "compression" in self.values:
             self.latent_size = latent_size(self.image_size, self.compression)
 
+    @property
+    def planar(self) -> bool:
+        """Whether the run works on images: volumes of depth 1."""
+        return self.image_size[2] == 1
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.__dict__["values"][name]

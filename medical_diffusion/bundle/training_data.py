@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,16 @@ from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data import DataList, build_datalist, verify_dataset
-from medical_diffusion.data.phantoms import write_phantoms
+from medical_diffusion.data.flat_image import STORED_RANGE
+from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash
 from medical_diffusion.training.distributed import barrier, is_main_process
 
 logger = logging.getLogger(__name__)
 
-CACHED_CONFIGS = ("preprocessing", "channels")
+CACHED_CONFIGS = ("preprocessing",)
+LARGEST_BYTE = 255
 
 
 class TrainingData:
@@ -54,23 +57,54 @@ class TrainingData:
             return write_phantoms(
                 kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=s.image_size
             )
-        verify_dataset(s.dataset_dir, manifest=s.manifest, headers_only=True).raise_if_faulty()
+        verify_dataset(
+            s.dataset_dir,
+            **self._listing(),
+            channels=s.channels,
+            convert_channels=s.convert_channels,
+            headers_only=True,
+        ).raise_if_faulty()
         return Path(s.dataset_dir)
+
+    def _listing(self) -> dict[str, Any]:
+        """How files, classes and subjects are found, for the functions that search a data set."""
+        s = self.settings
+        names = ("manifest", "datalist", "class_folders", "classes", "image_column", "label_column", "subject_column")
+        return {**{name: getattr(s, name) for name in names}, "planar": s.planar}
 
     @cached_property
     def lists(self) -> DataList:
         s = self.settings
+        listing = self._listing()
+        if s.dataset_dir is None and PHANTOM_KINDS[self.kind].classes:
+            listing["datalist"] = self.root / PHANTOM_LABELS
         return build_datalist(
-            self.root,
-            manifest=s.manifest,
-            validation_fraction=s.validation_fraction,
-            test_fraction=s.test_fraction,
+            self.root, **listing, validation_fraction=s.validation_fraction, test_fraction=s.test_fraction
         )
 
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes in the order of their labels; empty for data without labels. Phantoms need not be made for it."""
+        if self.settings.dataset_dir is None and self.settings.profile == "phantom":
+            return PHANTOM_KINDS[self.kind].classes
+        return self.lists.classes
+
+    @cached_property
+    def class_frequencies(self) -> list[float]:
+        """Share of each class in the training split; nothing before the phantoms are made."""
+        counts = np.bincount(self.labels_of(self.train) or [0], minlength=len(self.class_names))
+        return (counts / counts.sum()).round(6).tolist() if self.class_names else []
+
+    def labels_of(self, items: Sequence[dict[str, Any]]) -> list[int] | None:
+        """Class of each list item; None for data without labels."""
+        return [item["class_label"] for item in items] if self.class_names else None
+
     def prepare(self) -> None:
-        """Find and check the volumes now, or make the phantoms: before any long work."""
+        """Find and check the volumes now, or make the phantoms: before any long work. Drops caches of other data."""
         if is_main_process():
             _ = self.lists
+            for stale in set(self.folders.cache.glob("volumes_*")) - {self.cache_dir}:
+                shutil.rmtree(stale, ignore_errors=True)
         barrier()
         _ = self.lists
 
@@ -99,14 +133,31 @@ class TrainingData:
         return self.folders.cache / f"volumes_{self.key[:24]}"
 
     @cached_property
+    def _first_image(self) -> Any:
+        return Compose(self.preprocessing)(dict(self.train[0]))["image"]
+
+    @property
     def output_spacing(self) -> list[float]:
         """Millimetres per voxel after preprocessing, of the first training volume."""
-        image = Compose(self.preprocessing)(dict(self.train[0]))["image"]
-        return [round(float(v), 6) for v in image.pixdim]
+        return [round(float(v), 6) for v in self._first_image.pixdim]
+
+    @property
+    def png_bits(self) -> int | None:
+        """Bits of the PNG files that samples become: 8, or 16 where the images hold more; None for volumes."""
+        if not self.settings.planar:
+            return None
+        low, high = self._first_image.meta.get(STORED_RANGE, (0, LARGEST_BYTE))
+        return 8 if 1 < high - low <= LARGEST_BYTE else 16
 
     def stored_settings(self) -> dict[str, Any]:
-        """What goes into the checkpoints: the settings, and the voxel size of samples."""
-        return {**self.settings.stored(), "output_spacing": self.output_spacing}
+        """What goes into the checkpoints: the settings, and what samples are to be like."""
+        return {
+            **self.settings.stored(),
+            "output_spacing": self.output_spacing,
+            "png_bits": self.png_bits,
+            "class_names": list(self.class_names),
+            "class_frequencies": self.class_frequencies,
+        }
 
     def fingerprint(self, stage: str, *extra: Any) -> str:
         """Hash of all that shapes the result of ``stage`` except the number of steps."""
@@ -115,7 +166,7 @@ class TrainingData:
         return content_hash([self.key, self.settings.of_stage(stage), self.settings.seed, configs, list(extra)])
 
 
-_AUTOENCODER_IDS = ("autoencoder_def", "autoencoder")
+_AUTOENCODER_IDS = ("autoencoder_def", "vector_quantizer", "gaussian_bottleneck", "autoencoder")
 _DIFFUSION_IDS = ("network_def", "noise_scheduler", "train")
 _NOT_SHAPING = ("handlers", "trainer", "logs", "dataloader")
 
@@ -138,6 +189,6 @@ class _PlainImage:
         return {"image": image.contiguous()}
 
 
-def load_volumes(data: TrainingData, items: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-    """Preprocessed volumes (H, W, D) in [-1, 1] of list items, first channel."""
-    return [data.transform(dict(item))["image"][0].numpy() for item in items]
+def load_volumes(data: TrainingData, items: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    """Preprocessed volumes (C, H, W, D) in [-1, 1] of list items."""
+    return [data.transform(dict(item))["image"] for item in items]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.settings import stored_settings
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import file_hash, load_tensors
 
@@ -45,6 +46,26 @@ class Weights:
     def output_spacing(self) -> list[float]:
         """Millimetres per voxel of the volumes that the weights were trained on."""
         return [float(v) for v in self.settings["output_spacing"]]
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        """As :attr:`settings`, but empty where there are no weights yet."""
+        return stored_settings(self.folders.root)
+
+    @property
+    def png_bits(self) -> int | None:
+        """Bits of the PNG files that samples become; None for volumes."""
+        return self._stored.get("png_bits")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Classes that the network was trained with; empty without labels, and where there are no weights yet."""
+        return self._stored.get("class_names", [])
+
+    @property
+    def class_frequencies(self) -> list[float]:
+        """Share of each class in training."""
+        return self._stored.get("class_frequencies", [])
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", Eq. 6): steer samples to a class.
+"""Classifier-free guidance: steer samples to a class (Ho and Salimans 2022, Eq. 6).
 
 A network that was trained with some of its labels dropped knows both the conditional prediction c and the unconditional
 one u. Guidance with scale w moves along their difference,

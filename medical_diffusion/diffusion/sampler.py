@@ -40,7 +40,8 @@ class Sampler(Scheduler):
         num_inference_steps: N, the number of steps to sample with; all T by default.
         clip_range: limits of the estimate of x_0 in each step, as (low, high) or as r for (-r, r); None for no limits.
         timestep_spacing: which timesteps are visited where N < T: ``uniform``, ``quadratic`` or ``log_snr``.
-        schedule_options: further numbers for the schedule, for example ``s`` or ``beta_end``.
+        beta_range: first and last beta of a linear schedule; None takes the schedule's own.
+        schedule_options: further numbers for the schedule, for example ``s``.
 
     Attributes:
         timesteps: the timesteps to visit, int64, falling.
@@ -65,10 +66,13 @@ class Sampler(Scheduler):
         num_inference_steps: int | None = None,
         clip_range: float | Sequence[float] | None = None,
         timestep_spacing: str | None = None,
+        beta_range: Sequence[float] | None = None,
         **schedule_options: float,
     ) -> None:
         # not Scheduler.__init__: it would build MONAI's float32 tables as plain attributes
         nn.Module.__init__(self)
+        if beta_range is not None:
+            schedule_options |= {"beta_start": beta_range[0], "beta_end": beta_range[1]}
         betas = schedule_betas(schedule, num_train_timesteps, **schedule_options)
         self.num_train_timesteps = int(num_train_timesteps)
         self.prediction_type = check_prediction_type(prediction_type)

@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.files import check_writable, write_text
-from medical_diffusion.pictures import to_grey, volume_grid, write_png
+from medical_diffusion.pictures import picture_of, planes, to_grey, volume_grid, write_png
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +84,21 @@ def _run_arm(
     images = [torch.as_tensor(evaluator.dataset[n]["image"])[None].to(evaluator.device) for n in range(count)]
     with torch.no_grad():
         reconstructions = [evaluator.autoencoder.eval()(image) for image in images]
-    return report, [_array(i) for i in images], [_array(r) for r in reconstructions]
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor[0, 0].float().cpu().numpy()
+    return report, [picture_of(i[0]) for i in images], [picture_of(r[0]) for r in reconstructions]
 
 
 def _write_table(output: Path, reports: Mapping[int, Mapping[str, Any]]) -> None:
-    header = ["compression", "volumes", *COLUMNS, "trilinear psnr", "codes used", "perplexity"]
+    header = ["compression", "volumes", *COLUMNS, "trilinear psnr"]
+    quantised = all("codebook" in report for report in reports.values())
+    header += ["codes used", "perplexity"] if quantised else []
     rows = []
     for compression, report in reports.items():
         figures = [_figure_text(report["reconstruction"][name]) for name in COLUMNS]
         baseline = _figure_text(report["trilinear_baseline"]["psnr"])
-        codebook = report["codebook"]
-        used = f"{100 * codebook['codes_used']:.0f} %"
-        rows.append([compression, report["volumes"], *figures, baseline, used, f"{codebook['perplexity']:.0f}"])
+        rows.append([compression, report["volumes"], *figures, baseline])
+        if quantised:
+            codebook = report["codebook"]
+            rows[-1] += [f"{100 * codebook['codes_used']:.0f} %", f"{codebook['perplexity']:.0f}"]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
     text = "Reconstruction of held-out volumes, mean ± SD.\n\n" + "\n".join(lines) + "\n"
     write_text(output / "table.md", text)
@@ -129,8 +128,8 @@ def _figure(real: Sequence[np.ndarray], arms: Mapping[int, Sequence[np.ndarray]]
 
 def _close_up(volume: np.ndarray) -> np.ndarray:
     """The middle of the axial slice as a volume of depth 1, bytes."""
-    half = [max(2, round(CLOSE_UP * n / 2)) for n in volume.shape[:2]]
-    middle = [n // 2 for n in volume.shape[:2]]
+    axial = planes(volume)[0]
+    half = [max(2, round(CLOSE_UP * n / 2)) for n in axial.shape[:2]]
+    middle = [n // 2 for n in axial.shape[:2]]
     region = tuple(slice(m - h, m + h) for m, h in zip(middle, half, strict=True))
-    axial = volume[:, :, volume.shape[2] // 2]
-    return to_grey(axial[region], -1.0, 1.0)[..., None]
+    return np.expand_dims(to_grey(axial[region], -1.0, 1.0), 2)

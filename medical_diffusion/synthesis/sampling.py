@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from medical_diffusion.diffusion import noise_for_seeds
+from medical_diffusion.diffusion import ClassifierFreeGuidance, noise_for_seeds
+from medical_diffusion.errors import UserError
 from medical_diffusion.precision import amp_dtype, autocast
+from medical_diffusion.synthesis.class_labels import ClassLabels
 from medical_diffusion.synthesis.writer import SampleWriter
 
 
@@ -45,6 +47,11 @@ class LatentSampler(Inferer):
         latent_shape: (channels, h, w, d).
         num_steps: steps of the sampler; None takes all that it was trained with.
         amp: ``"none"``, or ``"bfloat16"`` or ``"float16"`` for the denoising network; decoding is in float32.
+        class_labels: class of each seed; None for a network without classes.
+        guidance_scale: of classifier-free guidance; 1 is none.
+
+    Raises:
+        UserError: guidance without classes.
     """
 
     def __init__(
@@ -54,26 +61,52 @@ class LatentSampler(Inferer):
         latent_shape: Sequence[int],
         num_steps: int | None = None,
         amp: str = "none",
+        class_labels: ClassLabels | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
         self.autoencoder, self.sampler, self.latent_shape = autoencoder, sampler, tuple(latent_shape)
         self.num_steps = num_steps
         self.amp_dtype = amp_dtype(amp)
+        self.class_labels, self.guidance_scale = class_labels or ClassLabels(), guidance_scale
+        if guidance_scale != 1.0 and not self.class_labels.names:
+            raise UserError(
+                "guidance needs a network that was trained with labels",
+                f"guidance_scale {guidance_scale:g}",
+                "Leave it at 1, or train with labels (--datalist or --class_folders)",
+            )
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Sequence[int], network: nn.Module, progress: Callable[[Any], Any] | None = None
+        self,
+        inputs: Sequence[int],
+        network: nn.Module,
+        progress: Callable[[Any], Any] | None = None,
+        class_label: int | None = None,
     ) -> Tensor:
-        """Volumes (B, C, H, W, D) in [-1, 1] for the seeds ``inputs``, by the denoising ``network``."""
+        """Volumes (B, C, H, W, D) in [-1, 1] for the seeds ``inputs``, by the denoising ``network``.
+
+        ``class_label`` overrides the classes of the seeds.
+        """
         network.eval()
         self.autoencoder.eval()
         device = next(network.parameters()).device
         noise, generators = noise_for_seeds([int(seed) for seed in inputs], self.latent_shape, device=device)
+        model = self._conditioned(network, inputs, class_label, device)
         with autocast(device, self.amp_dtype):
             latents = self.sampler.sample(
-                network, noise, num_steps=self.num_steps, generators=generators, progress=progress
+                model, noise, num_steps=self.num_steps, generators=generators, progress=progress
             )
         volumes = [self.autoencoder.decode_latents(z[None].float())[0] for z in latents]  # type: ignore[operator]
         return torch.stack(volumes).float().clamp(-1.0, 1.0)
+
+    def _conditioned(
+        self, network: nn.Module, seeds: Sequence[int], class_label: int | None, device: torch.device
+    ) -> Callable[..., Tensor]:
+        if not self.class_labels.names:
+            return network
+        labels = [self.class_labels.of(int(seed)) if class_label is None else class_label for seed in seeds]
+        null_label = len(self.class_labels.names)
+        return ClassifierFreeGuidance(network, torch.tensor(labels, device=device), self.guidance_scale, null_label)
 
 
 class SynthesisEvaluator(Evaluator):

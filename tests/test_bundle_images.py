@@ -1,0 +1,167 @@
+"""The same bundle templates on images: depth 1, classes, PNG files, from phantoms and from own labelled images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_runs import ROOT, run, workflow
+
+from medical_diffusion.bundle.settings import stored_settings
+from medical_diffusion.errors import find_user_error
+from medical_diffusion.files import load_tensors
+from medical_diffusion.pictures import read_png, write_png
+
+BUNDLE = ROOT / "bundles" / "chexpert_ldm"
+TINY_MODEL: dict[str, Any] = {
+    "image_size": [16, 16, 1],
+    "autoencoder_channels": 8,
+    "unet_channels": 8,
+    "channel_multipliers": [1, 2],
+    "timesteps": 8,
+}
+TINY_TRAINING: dict[str, Any] = {
+    **TINY_MODEL,
+    "num_phantoms": 10,
+    "discriminator_channels": 8,
+    "autoencoder_steps": 3,
+    "diffusion_batch_size": 4,
+    "diffusion_steps": 3,
+    "validation_interval": 3,
+    "num_previews": 2,
+    "num_steps": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished tiny run on labelled radiograph phantoms."""
+    folder = tmp_path_factory.mktemp("trained_images")
+    run("train", bundle=BUNDLE, **TINY_TRAINING, run_dir=str(folder))
+    return folder
+
+
+def sidecars(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("sample_*.json"))]
+
+
+def test_training_on_phantoms_knows_their_classes(trained: Path) -> None:
+    stored = stored_settings(trained)
+    assert stored["class_names"] == ["normal", "cardiomegaly"]
+    assert sum(stored["class_frequencies"]) == pytest.approx(1, abs=1e-5)
+    assert stored["png_bits"] == 8
+    assert "class_embedding.weight" in load_tensors(trained / "models" / "model.pt")["model"]
+    assert "codebook" not in json.loads((trained / "reports" / "reconstruction.json").read_text())
+    assert (trained / "preview.png").stat().st_size > 0
+
+
+def test_a_class_is_asked_for_by_its_name(trained: Path, tmp_path: Path) -> None:
+    options = {**TINY_MODEL, "run_dir": str(trained), "num_samples": 3, "num_steps": 4, "device": "cpu"}
+    run("inference", bundle=BUNDLE, **options, label="cardiomegaly", guidance_scale=2, output_dir=str(tmp_path / "a"))
+    assert [s["class_name"] for s in sidecars(tmp_path / "a")] == ["cardiomegaly"] * 3
+    assert {s["guidance_scale"] for s in sidecars(tmp_path / "a")} == {2.0}
+    image = read_png(tmp_path / "a" / "sample_0.png")
+    assert image.shape == (16, 16) and image.dtype == np.uint8
+    assert (tmp_path / "a" / "preview.png").is_file()
+
+    run("inference", bundle=BUNDLE, **options, output_dir=str(tmp_path / "b"), num_previews=3)
+    assert {s["class_name"] for s in sidecars(tmp_path / "b")} <= {"normal", "cardiomegaly"}
+    run("inference", bundle=BUNDLE, **options, output_dir=str(tmp_path / "c"), batch_size=1)
+    for seed in range(3):
+        together, alone = (read_png(tmp_path / name / f"sample_{seed}.png").astype(int) for name in "bc")
+        assert np.abs(together - alone).max() <= 1
+
+    with pytest.raises(RuntimeError) as failed:
+        run("inference", bundle=BUNDLE, **options, label="normal", output_dir=str(tmp_path / "a"))
+    assert "made in the same way" in str(find_user_error(failed.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "cardiomegalie"}, "--label must be one of normal, cardiomegaly"),
+        ({"guidance_scale": -1}, "--guidance_scale must be at least 0"),
+    ],
+)
+def test_what_inference_refuses(trained: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError) as failed:
+        run("inference", bundle=BUNDLE, run_dir=str(trained), output_dir=str(tmp_path), device="cpu", **options)
+    assert message in str(find_user_error(failed.value))
+
+
+def own_images(folder: Path, colours: int = 1, bits: int = 8) -> Path:
+    """Twelve images of two classes, four patients each, in a folder per class, with a CSV beside them."""
+    rng = np.random.default_rng(0)
+    rows = ["file,diagnosis,patient"]
+    for n in range(12):
+        name = ("healthy", "ill")[n % 2]
+        shape = (16, 16) if colours == 1 else (16, 16, 3)
+        image = rng.integers(0, 2**bits, shape, dtype=np.uint16).astype(np.uint8 if bits == 8 else np.uint16)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_png(folder / name / f"{n}.png", image)
+        rows.append(f"{name}/{n}.png,{name},p{n // 3}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("colours", "bits", "source"),
+    [(1, 16, {"class_folders": True}), (3, 8, {"datalist": "labels.csv"})],
+)
+def test_own_images_are_sampled_as_they_were(tmp_path: Path, colours: int, bits: int, source: dict[str, Any]) -> None:
+    data = own_images(tmp_path / "data", colours, bits)
+    source = {k: str(data / v) if k == "datalist" else v for k, v in source.items()}
+    common = {"run_dir": str(tmp_path / "run"), "device": "cpu"}
+    training = {**TINY_TRAINING, **common, "dataset_dir": str(data), "channels": colours, **source, "num_workers": 0}
+    training |= {"compression": [4, 4, 1], "latent_channels": 4, "test_fraction": 0, "prediction_type": "sample"}
+    run("train", bundle=BUNDLE, **training)
+    run("inference", bundle=BUNDLE, **common, label="ill", num_samples=1, num_steps=2, output_dir=str(tmp_path / "out"))
+    image = read_png(tmp_path / "out" / "sample_0.png")
+    assert image.shape == ((16, 16) if colours == 1 else (16, 16, 3))
+    assert image.dtype == (np.uint8 if bits == 8 else np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 3}, "convert_channels"),
+        ({"datalist": "labels.csv", "classes": "[healthy, sick]"}, "ill"),
+        ({"datalist": "nothing.csv"}, "nothing.csv"),
+        ({"datalist": "labels.csv", "label_column": "diagnose"}, "diagnosis"),
+    ],
+)
+def test_own_images_that_do_not_fit(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    data = own_images(tmp_path / "data")
+    if "datalist" in options:
+        options = {**options, "datalist": str(data / options["datalist"])}
+    flow = workflow(
+        "train", bundle=BUNDLE, dataset_dir=str(data), run_dir=str(tmp_path / "run"), **options, **TINY_MODEL
+    )
+    with pytest.raises(RuntimeError) as failed:
+        flow.initialize()
+    assert message in str(find_user_error(failed.value))
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_volumes_of_a_labelled_list_are_conditional_too(tmp_path: Path) -> None:
+    """Labels are nothing of depth 1: the chest-CT bundle takes a list with classes."""
+    from bundle_runs import BUNDLE as LIDC
+    from bundle_runs import TINY_TRAINING as TINY_VOLUMES
+
+    from medical_diffusion.data.phantoms import write_phantoms
+
+    folder = write_phantoms("chest_ct", tmp_path, 6, 16, progress=False)
+    files = sorted((folder / "images").glob("*.nii.gz"))
+    rows = [f"images/{file.name},{'small' if n % 2 else 'large'}" for n, file in enumerate(files)]
+    (folder / "labels.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    options = {**TINY_VOLUMES, "run_dir": str(tmp_path / "run"), "num_workers": 0, "spacing": None, "crop_size": None}
+    run("train", bundle=LIDC, **options, dataset_dir=str(folder), datalist=str(folder / "labels.csv"), test_fraction=0)
+    out = tmp_path / "out"
+    run("inference", bundle=LIDC, run_dir=str(tmp_path / "run"), label="large", guidance_scale=2, num_samples=1,
+        sampler="ddim", num_steps=2, output_dir=str(out), device="cpu")  # fmt: skip
+    assert sidecars(out)[0]["class_name"] == "large"
+    assert (out / "sample_0.nii.gz").is_file()
