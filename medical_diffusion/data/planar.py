@@ -1,8 +1,8 @@
 """Flat images in formats of volumes, turned to the way they are looked at: rows downwards, columns to the right.
 
 ITK's index (i, j) is column and row, so that MetaImage, NRRD and DICOM only exchange their axes. NIfTI is brought to
-RAS first; its second remaining axis then points up. DICOM values are rescaled, and MONOCHROME1 is inverted, so that
-bright means dense throughout (DICOM PS3.3, C.7.6.3.1.2); windows (VOI LUT) are not applied.
+RAS first; its second remaining axis then points up. DICOM values are rescaled, and ITK inverts MONOCHROME1 within
+BitsStored, so that a high value is bright throughout (DICOM PS3.3, C.7.6.3.1.2); windows (VOI LUT) are not applied.
 """
 
 from __future__ import annotations
@@ -48,10 +48,7 @@ def read_dicom_image(path: Path) -> FlatImage:
         pixels, affine = _flat_pixels(image), itk_affine(image) @ _EXCHANGED
         if pixels.ndim == 3:
             return FlatImage(pixels.astype(np.float32), range_of(pixels), affine)
-        low, high = _dicom_range(header)
-        if photometric == "MONOCHROME1":
-            pixels = low + high - pixels
-        return FlatImage(np.ascontiguousarray(pixels, dtype=np.float32), (low, high), affine)
+        return FlatImage(np.ascontiguousarray(pixels, dtype=np.float32), _dicom_range(header), affine)
 
 
 def read_itk_image(path: Path) -> FlatImage:
