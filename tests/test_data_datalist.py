@@ -125,8 +125,13 @@ def test_given_classes_set_order_and_may_be_numbered(root: Path, caplog: pytest.
     assert labels(data) == EXPECTED
     assert data.label_counts()["other"] == 0
     assert "No image is labelled other" in caplog.text
-    table.write_text(table.read_text().replace("well", "0").replace("sick", "1"))
-    assert labels(build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])) == EXPECTED
+    text = table.read_text()
+    for zero, one in (("0", "1"), ("0.0", "1.0")):
+        table.write_text(text.replace("well", zero).replace("sick", one))
+        assert labels(build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])) == EXPECTED
+    table.write_text(text.replace("well", "0").replace("sick", "2"))
+    with pytest.raises(UserError, match=r"of the classes well, sick.*'0' \(.*'2' \("):
+        build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])
     with pytest.raises(UserError, match=r"classes must be different names.*well"):
         build_datalist(root, datalist=table, planar=True, classes=["well", "well"])
 

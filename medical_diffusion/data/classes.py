@@ -76,9 +76,14 @@ def _sorting_key(name: str) -> tuple[int, float, str]:
 
 
 def _along(order: Sequence[str], names: list[str]) -> list[str]:
-    """Names of labels that number the given classes; other labels as they are."""
-    numbers = {str(number): name for number, name in enumerate(order)}
-    return [numbers[name] for name in names] if set(names) <= set(numbers) and not set(names) & set(order) else names
+    """Names of labels that number the given classes ("1" or "1.0"); other labels as they are."""
+    numbers = {float(number): name for number, name in enumerate(order)}
+    try:
+        values = [float(name) for name in names]
+    except ValueError:
+        return names
+    is_numbering = set(values) <= set(numbers) and not set(names) & set(order)
+    return [numbers[value] for value in values] if is_numbering else names
 
 
 def _refuse_unknown(volumes: Sequence[VolumeFile], names: Sequence[str], order: Sequence[str]) -> None:
