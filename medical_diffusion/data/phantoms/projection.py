@@ -17,7 +17,7 @@ import numpy as np
 
 from medical_diffusion.data.phantoms.primitives import Array, Point, Points
 
-FINEST_MM = 2.5  # rays need not be closer than this
+FINEST_MM = 3.2  # rays need not be closer than this
 STEP_MM = 8.0  # between the samples along a ray
 SMOOTH_MM = 5.0  # between the rays for which a smooth distance is found
 Patch = tuple[slice, slice]

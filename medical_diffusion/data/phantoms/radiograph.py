@@ -192,7 +192,7 @@ class _Film:
         below_skull = np.clip((t.apex + 60 - z) / 20, 0, 1)
         self.length += 0.75 * BONE_WEIGHT * (body + plates + sides + pedicles + spinous + across) * below_skull
 
-    def _ribs(self, samples: int = 4) -> None:
+    def _ribs(self, samples: int = 3) -> None:
         """Back and front of each rib: the rays' way through the chest wall where bone is, the cartilage left out."""
         t, (a, b) = self.thorax, self.thorax.cavity
         outer = self.rays.column((0, 2), (a + 9, b + 9, 112), t.apex - 92)
@@ -202,8 +202,9 @@ class _Film:
             way = np.abs(outer[wall] - inner[wall])
             for share in (np.arange(samples) + 0.5) / samples:
                 x, y, z = self.rays.at(outer[wall] + np.float32(share) * (inner[wall] - outer[wall]))
-                bone = np.clip(0.5 - (t.across_rib(y, z) - 6.2) / self.rays.pixel, 0, 1)
-                edge = np.clip(0.5 - np.abs(t.across_rib(y, z) - 5.2) / 2, 0, 0.5)
+                across = t.across_rib(y, z)
+                bone = np.clip(0.5 - (across - 6.2) / self.rays.pixel, 0, 1)
+                edge = np.clip(0.5 - np.abs(across - 5.2) / 2, 0, 0.5)
                 bone *= np.clip((0.55 * b - y) / 12, 0, 1) * np.clip((np.abs(x) - 16) / 6, 0, 1)
                 total += (
                     (1.1 * bone + 0.8 * edge) * np.minimum(way, 26) / samples * np.clip((t.apex + 12 - z) / 4, 0, 1)
