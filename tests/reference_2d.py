@@ -6,6 +6,7 @@ are created in the same order.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -59,7 +60,7 @@ class Autoencoder2d(nn.Module):
             return nn.Conv2d(before, after, 3, stride, padding=1, padding_mode=padding_mode)
 
         down: list[nn.Module] = [conv(in_channels, channels), Residual(channels, channels, groups, padding_mode)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             down += [conv(before, before, 2), Residual(before, after, groups, padding_mode)]
         down.append(PreActivation(widths[-1], 2 * latent_channels, groups, 1, padding_mode))
         self.encoder = nn.Sequential(*down)
@@ -98,7 +99,7 @@ class EmbeddedResidual(nn.Module):
 
 
 class UNet2d(nn.Module):
-    """One block a level, summed skips, no attention, labels added to the timestep; planes divisible by every halving."""
+    """One block a level, summed skips, no attention, labels added to the timestep; planes that halve evenly."""
 
     def __init__(
         self, in_channels: int, width: int, multipliers: tuple[int, ...], num_classes: int, groups: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.networks import Autoencoder, VectorQuantizer
+from medical_diffusion.networks import Autoencoder, GaussianBottleneck, VectorQuantizer
 from medical_diffusion.networks.blocks import NormActConv, ResidualBlock
-from medical_diffusion.networks.conv import Convolution, TransposedConvolution, channels_last, replicate_pad
+from medical_diffusion.networks.conv import (
+    Convolution,
+    TransposedConvolution,
+    UpsamplingConvolution,
+    channels_last,
+    replicate_pad,
+)
+
+
+Size = tuple[int, int, int]
 
 
 def small(image_size: tuple[int, int, int] = (16, 16, 16), **options: object) -> Autoencoder:
     options = {"channels": 8, "bottleneck": VectorQuantizer(64, 8, init_batches=1), **options}
     return Autoencoder(image_size, **options)  # type: ignore[arg-type]
+
+
+def gaussian(image_size: tuple[int, int, int] = (16, 16, 16), **options: object) -> Autoencoder:
+    options = {"bottleneck": GaussianBottleneck(8), "latent_normalization": "standardize", **options}
+    return small(image_size, **options)
+
+
+#: every pair of bottleneck and architecture
+KINDS = [(make, architecture) for make in (small, gaussian) for architecture in ("vqgan", "medfusion")]
 
 
 def parameters(module: nn.Module) -> int:
@@ -28,6 +47,13 @@ def test_parameter_counts_are_the_papers() -> None:
     network = Autoencoder(64, compression=4)
     assert parameters(network.encoder) == 442_088
     assert parameters(network.decoder) == 948_865
+
+
+def test_the_parameter_count_of_medfusion_is_near_the_published_one() -> None:
+    with torch.device("meta"):
+        network = gaussian((256, 256, 1), channels=64, compression=(8, 8, 1), architecture="medfusion")
+    assert parameters(network) == 13_540_177
+    assert parameters(network) == pytest.approx(13.3e6, rel=0.02)
 
 
 SIZES = [
@@ -42,8 +68,11 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("image_size", "compression", "latent"), SIZES)
-def test_shapes(image_size: tuple[int, int, int], compression: int, latent: tuple[int, int, int]) -> None:
-    network = small(image_size, compression=compression)
+@pytest.mark.parametrize(("make", "architecture"), KINDS)
+def test_shapes(
+    make: Callable[..., Autoencoder], architecture: str, image_size: Size, compression: int, latent: Size
+) -> None:
+    network = make(image_size, compression=compression, architecture=architecture)
     x = torch.randn(2, 1, *image_size)
     assert network.latent_size == latent
     h = network.encode(x)
@@ -51,25 +80,72 @@ def test_shapes(image_size: tuple[int, int, int], compression: int, latent: tupl
     assert network.decode(h).shape == x.shape
     (reconstruction,), bottleneck = network.reconstruct(x)
     assert reconstruction.shape == network(x).shape == x.shape
-    assert bottleneck.indices.shape == (2, *latent)
+    if make is small:
+        assert bottleneck.indices.shape == (2, *latent)
+    else:
+        assert bottleneck.indices is None
 
 
 @pytest.mark.parametrize(("image_size", "compression", "latent"), SIZES)
+@pytest.mark.parametrize(("make", "architecture"), KINDS)
 def test_every_parameter_gets_a_gradient(
-    image_size: tuple[int, int, int], compression: int, latent: tuple[int, int, int]
+    make: Callable[..., Autoencoder], architecture: str, image_size: Size, compression: int, latent: Size
 ) -> None:
-    network = small(image_size, compression=compression)
-    (reconstruction,), bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
-    (reconstruction.square().mean() + bottleneck.loss).backward()
+    supervised = compression != 1
+    network = make(image_size, compression=compression, architecture=architecture, deep_supervision=supervised)
+    reconstructions, bottleneck = network.reconstruct(torch.randn(2, 1, *image_size))
+    assert len(reconstructions) == 1 + supervised
+    (sum(r.square().mean() for r in reconstructions) + bottleneck.loss).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize(
+    ("image_size", "compression", "half"),
+    [((16, 16, 8), 4, (8, 8, 4)), ((24, 16, 1), (8, 4, 4), (12, 8, 1)), ((16, 8, 5), (4, 2, 1), (8, 4, 5))],
+)
+@pytest.mark.parametrize("architecture", ["vqgan", "medfusion"])
+def test_deep_supervision_adds_a_head_and_changes_nothing_else(
+    architecture: str, image_size: Size, compression: int, half: Size
+) -> None:
+    plain = gaussian(image_size, compression=compression, architecture=architecture, in_channels=3).eval()
+    supervised = gaussian(
+        image_size, compression=compression, architecture=architecture, in_channels=3, deep_supervision=True
+    ).eval()
+    result = supervised.load_state_dict(plain.state_dict(), strict=False)
+    assert result.missing_keys == ["half_head.weight", "half_head.bias"] and not result.unexpected_keys
+    x = torch.randn(2, 3, *image_size)
+    (full, coarse), _ = supervised.reconstruct(x)
+    assert coarse.shape == (2, 3, *half)
+    for image in (full, supervised(x), supervised.decode(supervised.encode(x))):
+        torch.testing.assert_close(image, plain(x))
+
+
+def test_a_batch_equals_its_images_one_by_one() -> None:
+    network = gaussian((16, 12, 1), architecture="medfusion").eval()
+    x = torch.randn(3, 1, 16, 12, 1)
+    torch.testing.assert_close(network(x), torch.cat([network(image[None]) for image in x]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 3, 5), (4, 3, 1), (1, 1, 1)])
+def test_upsampling_convolution_equals_its_plain_form(size: Size) -> None:
+    layer = UpsamplingConvolution(size, 3, 4, (2, 2, 1), padding_mode="zeros")
+    x = torch.randn(2, 3, *size)
+    large = x
+    for axis in (2, 3):
+        if x.shape[axis] > 1:
+            large = large.repeat_interleave(2, axis)
+    expected = F.conv3d(large, layer.weight, layer.bias, padding=[k // 2 for k in layer.kernel_size])
+    assert layer.out_size == tuple(expected.shape[2:])
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("image_size", [(16, 16, 16), (16, 16, 1)])
-def test_maps_stay_channels_last(image_size: tuple[int, int, int]) -> None:
-    network, checked = small(image_size), []
+@pytest.mark.parametrize("architecture", ["vqgan", "medfusion"])
+def test_maps_stay_channels_last(architecture: str, image_size: tuple[int, int, int]) -> None:
+    network, checked = small(image_size, architecture=architecture), []
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert output.is_contiguous(memory_format=torch.channels_last_3d), module
@@ -164,10 +240,24 @@ def test_bfloat16_autocast_is_close_to_float32() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
 
 
-@pytest.mark.parametrize("normalization", ["codebook_range", "standardize"])
-def test_whitened_latents_round_trip_and_survive_the_checkpoint(tmp_path: Path, normalization: str) -> None:
-    network = small(latent_normalization=normalization)
-    x = torch.randn(4, 1, 16, 16, 16)
+@pytest.mark.parametrize(("channels", "per_group"), [(4, 2), (8, 2), (16, 2), (64, 8)])
+def test_narrow_medfusion_never_normalises_a_channel_alone(channels: int, per_group: int) -> None:
+    network = gaussian((16, 16, 1), channels=channels, architecture="medfusion")
+    norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm)]
+    assert min(m.num_channels // m.num_groups for m in norms) == per_group
+    assert max(m.num_groups for m in norms) <= 8
+
+
+WHITENED = [(small, "codebook_range"), (small, "standardize"), (gaussian, "standardize")]
+
+
+@pytest.mark.parametrize(("make", "normalization"), WHITENED)
+@pytest.mark.parametrize("image_size", [(16, 16, 16), (16, 16, 1)])
+def test_whitened_latents_round_trip_and_survive_the_checkpoint(
+    tmp_path: Path, make: Callable[..., Autoencoder], normalization: str, image_size: Size
+) -> None:
+    network = make(image_size, latent_normalization=normalization)
+    x = torch.randn(4, 1, *image_size)
     for _ in range(3):
         network(x)
     network.eval()
@@ -184,8 +274,9 @@ def test_whitened_latents_round_trip_and_survive_the_checkpoint(tmp_path: Path, 
             assert whitened.min().item() == pytest.approx(-1, abs=1e-5)
             assert whitened.max().item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(network.decode_latents(z), network(x), atol=1e-4, rtol=1e-4)
+        assert torch.equal(network.train().encode_latents(x), z)  # no draw, in training mode neither
         torch.save(network.state_dict(), tmp_path / "autoencoder.pt")
-        other = small(latent_normalization=normalization).eval()
+        other = make(image_size, latent_normalization=normalization).eval()
         other.load_state_dict(torch.load(tmp_path / "autoencoder.pt", weights_only=True))
         assert torch.equal(other.encode_latents(x), z)
 
@@ -197,6 +288,12 @@ def test_errors() -> None:
         Autoencoder(18, compression=3)
     with pytest.raises(UserError, match=r"latent_normalization must be known.*codebook_range"):
         small(latent_normalization="codebok_range")
+    with pytest.raises(UserError, match="codebook_range' needs a bottleneck with a codebook.*Use .* 'standardize'"):
+        Autoencoder(16, bottleneck=GaussianBottleneck(8))
+    with pytest.raises(UserError, match="architecture must be known.*Did you mean medfusion"):
+        small(architecture="medfuson")
+    with pytest.raises(UserError, match="deep_supervision needs a compression of at least 2"):
+        small((9, 7, 5), compression=1, deep_supervision=True)
     with pytest.raises(UserError, match="norm_groups must divide the 16 channels"):
         small(norm_groups=3)
     with pytest.raises(UserError, match="padding_mode must be known"):

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.losses import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
-from medical_diffusion.networks import Autoencoder, PatchDiscriminator, VectorQuantizer
+from medical_diffusion.losses import (
+    StructuralLoss,
+    feature_matching_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from medical_diffusion.networks import Autoencoder, GaussianBottleneck, PatchDiscriminator, VectorQuantizer
 from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.autoencoder_step import AutoencoderStep
 
@@ -27,9 +32,11 @@ def make_step(
     size: tuple[int, int, int] = SIZE,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     lr: float = 1e-3,
+    autoencoder: Autoencoder | None = None,
     **options: object,
 ) -> AutoencoderStep:
-    autoencoder = Autoencoder(size, channels=8, bottleneck=VectorQuantizer(64, 8, init_batches=1))
+    if autoencoder is None:
+        autoencoder = Autoencoder(size, channels=8, bottleneck=VectorQuantizer(64, 8, init_batches=1))
     slice_d = PatchDiscriminator((*size[:2], 1), channels=8)
     volume_d = PatchDiscriminator(size, channels=8) if size[-1] > 1 else None
     discriminators = [*slice_d.parameters(), *(volume_d.parameters() if volume_d else ())]
@@ -41,6 +48,14 @@ def make_step(
         discriminator_optimizer=optimizer(discriminators, lr=lr),
         **{"discriminator_start": 0, "discriminator_warmup": 0, **options},  # type: ignore[arg-type]
     )
+
+
+def medfusion(size: tuple[int, int, int] = SIZE, **options: object) -> Autoencoder:
+    """Gaussian bottleneck and deep supervision."""
+    return Autoencoder(
+        size, channels=8, bottleneck=GaussianBottleneck(8), latent_normalization="standardize",
+        architecture="medfusion", deep_supervision=True, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def blobs(number: int = 8, size: tuple[int, int, int] = SIZE) -> Tensor:
@@ -63,6 +78,59 @@ def test_the_loss_decreases(size: tuple[int, int, int], amp: str) -> None:
     assert sum(history[-5:]) < 0.7 * sum(history[:5])
     assert result["discriminator_loss"] > 0
     assert result["feature_matching_loss"] > 0
+
+
+@pytest.mark.parametrize("size", [SIZE, (16, 16, 1)])
+@pytest.mark.parametrize("amp", ["none", "bfloat16"])
+def test_the_loss_decreases_at_both_resolutions(size: tuple[int, int, int], amp: str) -> None:
+    step = make_step(size, autoencoder=medfusion(size), structural_loss=StructuralLoss("ssim"), amp=amp,
+                     discriminator_start=20, discriminator_warmup=5)  # fmt: skip
+    images, history = blobs(size=size), []
+
+    def half_error() -> float:
+        with torch.no_grad():
+            half = step.autoencoder.eval().reconstruct(images)[0][1]
+        return nn.functional.l1_loss(half, nn.functional.interpolate(images, half.shape[2:], mode="area")).item()
+
+    before = half_error()
+    for number in range(30):
+        torch.manual_seed(number)
+        result = step(images[number % 4 :: 4], number, torch.zeros(2, dtype=torch.long))
+        assert set(result) == NAMES - {"codes_used", "perplexity"} | {"kl"}
+        assert all(value.dim() == 0 and not value.requires_grad and value.isfinite() for value in result.values())
+        history.append(result["pixel_loss"].item())
+    assert sum(history[-5:]) < 0.7 * sum(history[:5])
+    assert half_error() < 0.7 * before
+    assert result["kl"] > 0 and result["bottleneck_loss"] > 0
+
+
+def test_every_reconstruction_term_is_the_mean_over_the_resolutions() -> None:
+    """Gradients by a naive loss; the slice of the half resolution is the one that holds the full resolution's."""
+    step = make_step(autoencoder=medfusion(), optimizer=torch.optim.SGD, lr=1.0, max_gradient_norm=1e9,
+                     discriminator_start=9, structural_loss=nn.functional.mse_loss, structural_weight=0.5,
+                     spectral_loss=nn.functional.huber_loss, spectral_weight=2.0,
+                     perceptual_loss=nn.functional.smooth_l1_loss, perceptual_weight=3.0)  # fmt: skip
+    images, autoencoder = blobs(3), copy.deepcopy(step.autoencoder)
+    parameters = list(step.autoencoder.parameters())
+    before = [p.detach().clone() for p in parameters]
+    torch.manual_seed(7)
+    result = step(images, 0)
+
+    torch.manual_seed(7)
+    reconstructions, bottleneck = autoencoder.reconstruct(images)
+    index = torch.randint(SIZE[-1], (len(images),))
+    means = images.unflatten(2, (-1, 2)).mean(3).unflatten(3, (-1, 2)).mean(4).unflatten(4, (-1, 2)).mean(5)
+    loss = bottleneck.loss
+    for r, target, slices in zip(reconstructions, (images, means), (index, index // 2), strict=True):
+        assert r.shape == target.shape
+        real, fake = (torch.stack([v[..., i : i + 1] for v, i in zip(t, slices, strict=True)]) for t in (target, r))
+        terms = (4 * (r - target).abs().mean() + 0.5 * nn.functional.mse_loss(r, target)
+                 + 2 * nn.functional.huber_loss(r, target) + 3 * nn.functional.smooth_l1_loss(fake, real))  # fmt: skip
+        loss = loss + terms / 2
+    torch.testing.assert_close(result["loss"], loss.detach())
+    wanted = torch.autograd.grad(loss, list(autoencoder.parameters()))
+    for got, want in zip(gradients_of(parameters, before), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3)
 
 
 def gradients_of(parameters: list[nn.Parameter], before: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -96,9 +98,10 @@ def test_scales_follow_from_the_size_of_each_axis() -> None:
     assert scale_strides((16, 16, 16), 11, 5) == []
 
 
-def test_loss_has_finite_gradients_everywhere() -> None:
-    loss = StructuralLoss(data_range=2.0)
-    for shape in ((2, 1, 32, 32, 32), (2, 1, 33, 24, 1), (1, 1, 4, 4, 4)):
+@pytest.mark.parametrize(("kind", "largest"), [("ms_ssim", 1), ("ssim", 2)])
+def test_loss_has_finite_gradients_everywhere(kind: Literal["ms_ssim", "ssim"], largest: float) -> None:
+    loss = StructuralLoss(kind, data_range=2.0)
+    for shape in ((2, 1, 32, 32, 32), (2, 1, 33, 24, 1), (1, 1, 4, 4, 4), (2, 3, 2, 3, 1), (1, 1, 1, 1, 1)):
         x, y = pair(*shape)
         for reconstruction in (y, x, -x, torch.zeros_like(x), torch.full_like(x, 0.7)):
             reconstruction = reconstruction.clone().requires_grad_()
@@ -106,12 +109,22 @@ def test_loss_has_finite_gradients_everywhere() -> None:
             value.backward()
             assert value.isfinite()
             assert reconstruction.grad.isfinite().all()
-            assert -1e-5 <= value <= 1
+            assert -1e-5 <= value <= largest
 
 
-def test_descending_the_loss_restores_the_image() -> None:
+def test_the_kind_of_the_loss_is_the_metric() -> None:
+    x, y = pair(3, 2, 40, 30, 1)
+    torch.testing.assert_close(StructuralLoss("ssim")(y, x), 1 - ssim(x, y, 2).mean())
+    torch.testing.assert_close(StructuralLoss()(y, x), 1 - ms_ssim(x, y, 2).mean())
+    assert not torch.allclose(StructuralLoss("ssim")(y, x), StructuralLoss("ms_ssim")(y, x))
+    with pytest.raises(UserError, match=r"kind must be ms_ssim or ssim.*Did you mean"):
+        StructuralLoss("msssim")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["ms_ssim", "ssim"])
+def test_descending_the_loss_restores_the_image(kind: Literal["ms_ssim", "ssim"]) -> None:
     x, y = pair(1, 1, 24, 24, 4, noise=0.5)
-    loss, y = StructuralLoss(data_range=2.0), y.requires_grad_()
+    loss, y = StructuralLoss(kind, data_range=2.0), y.requires_grad_()
     before = loss(y, x).item()
     optimizer = torch.optim.Adam([y], lr=0.03)
     for _ in range(60):

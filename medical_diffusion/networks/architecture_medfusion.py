@@ -1,10 +1,15 @@
 """Encoder and decoder of Medfusion's autoencoder (Müller-Franzes et al. 2023).
 
-Widths 64-128-256-512 by level, the full resolution included: 13.5 M parameters where 13.3 M are published. Encoder: a 3³ convolution to the first width; per level a
-residual block of two 3³ convolutions, the first of which sets the level's width, and between levels a 3³ convolution of
-stride 2; normalisation, SiLU and a 1³ convolution to the latent's moments. Decoder: a 3³ convolution and a residual
-block at the coarsest level; per doubling nearest upsampling with a 3³ convolution to the next width and a residual
-block; a 3³ convolution to the image. Group normalisation, SiLU, no attention. At depth 1 every 3³ is 3 x 3.
+Widths 64-128-256-512 by level, the full resolution included: 13.5 M parameters where 13.3 M are published. Encoder: a
+3³ convolution to the first width; per level a residual block of two 3³ convolutions, the first of which sets the
+level's width, and between levels a 3³ convolution of stride 2; normalisation, SiLU and a 1³ convolution to the latent's
+moments. Decoder: a 3³ convolution and a residual block at the coarsest level; per doubling nearest upsampling with a 3³
+convolution to the next width and a residual block; a 3³ convolution to the image. Group normalisation, SiLU, no
+attention. At depth 1 every 3³ is 3 x 3.
+
+A narrow network gets fewer groups, so that each has two channels at least: the full resolution is normalised too, where
+a single channel of a smooth image can be constant in bfloat16, and a constant group multiplies gradients by
+``1 / sqrt(eps)``.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ def encoder(
     padding_mode: PaddingMode,
 ) -> nn.Sequential:
     """Layers (B, in_channels, *size) → (B, out_channels, ...); ``strides`` are those of the halvings, finest first."""
+    norm_groups = _groups(norm_groups, channels)
     layers: list[nn.Module] = [
         Convolution(size, in_channels, channels, 3, padding_mode=padding_mode),
         ResidualBlock(size, channels, norm_groups, padding_mode),
@@ -55,7 +61,7 @@ def decoder(
     padding_mode: PaddingMode,
 ) -> Decoder:
     """Layers (B, latent_channels, *size) → (B, out_channels, ...); ``strides`` are the encoder's, finest first."""
-    width = _width(channels, len(strides))
+    width, norm_groups = _width(channels, len(strides)), _groups(norm_groups, channels)
     layers: list[nn.Module] = [
         Convolution(size, latent_channels, width, 3, padding_mode=padding_mode),
         ResidualBlock(size, width, norm_groups, padding_mode),
@@ -70,6 +76,10 @@ def decoder(
         layers += [up, ResidualBlock(size, width, norm_groups, padding_mode)]
     layers.append(Convolution(size, width, out_channels, 3, padding_mode=padding_mode))
     return Decoder(nn.Sequential(*layers), half_index, half_channels)
+
+
+def _groups(norm_groups: int, channels: int) -> int:
+    return max(1, min(norm_groups, channels // 2))
 
 
 def _width(channels: int, level: int) -> int:

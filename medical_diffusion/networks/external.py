@@ -1,9 +1,9 @@
-"""Another project's autoencoder as codec: an ``AutoencoderKL`` in the format of ``diffusers``, such as Stable Diffusion's.
+"""Another project's autoencoder as codec: an ``AutoencoderKL`` in diffusers' format, such as Stable Diffusion's.
 
 For images (depth 1). Out of the box it is what Medfusion compares its autoencoder with (its Table 2); with
-:meth:`set_latent_statistics` it can take the place of stage 1. Colour networks see a grey image as three equal channels,
-and their output is averaged back. The factor by which Stable Diffusion scales its latents is not used: whitening does
-that, from the training images.
+:meth:`set_latent_statistics` it can take the place of stage 1. Colour networks see a grey image as three equal
+channels, and their output is averaged back. The factor by which Stable Diffusion scales its latents is not used:
+whitening does that, from the training images.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class ExternalAutoencoder(LatentCodec):
 
 def _check_folder(folder: Path) -> None:
     remedy = (
-        f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, fetched beforehand: nothing is downloaded here. In Stable "
-        "Diffusion's repositories it is the folder vae"
+        f"Give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, fetched beforehand: nothing is downloaded here. In "
+        "Stable Diffusion's repositories it is the folder vae"
     )
     if not folder.is_dir():
         raise UserError("the folder of the external autoencoder must exist", str(folder), remedy)
