@@ -21,7 +21,6 @@ from medical_diffusion.networks.conv import (
     replicate_pad,
 )
 
-
 Size = tuple[int, int, int]
 
 
@@ -288,9 +287,9 @@ def test_errors() -> None:
         Autoencoder(18, compression=3)
     with pytest.raises(UserError, match=r"latent_normalization must be known.*codebook_range"):
         small(latent_normalization="codebok_range")
-    with pytest.raises(UserError, match="codebook_range' needs a bottleneck with a codebook.*Use .* 'standardize'"):
+    with pytest.raises(UserError, match=r"codebook_range' needs a bottleneck with a codebook.*Use .* 'standardize'"):
         Autoencoder(16, bottleneck=GaussianBottleneck(8))
-    with pytest.raises(UserError, match="architecture must be known.*Did you mean medfusion"):
+    with pytest.raises(UserError, match=r"architecture must be known.*Did you mean medfusion"):
         small(architecture="medfuson")
     with pytest.raises(UserError, match="deep_supervision needs a compression of at least 2"):
         small((9, 7, 5), compression=1, deep_supervision=True)

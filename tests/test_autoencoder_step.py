@@ -80,8 +80,7 @@ def test_the_loss_decreases(size: tuple[int, int, int], amp: str) -> None:
     assert result["feature_matching_loss"] > 0
 
 
-@pytest.mark.parametrize("size", [SIZE, (16, 16, 1)])
-@pytest.mark.parametrize("amp", ["none", "bfloat16"])
+@pytest.mark.parametrize(("size", "amp"), [(SIZE, "none"), ((16, 16, 1), "bfloat16")])
 def test_the_loss_decreases_at_both_resolutions(size: tuple[int, int, int], amp: str) -> None:
     step = make_step(size, autoencoder=medfusion(size), structural_loss=StructuralLoss("ssim"), amp=amp,
                      discriminator_start=20, discriminator_warmup=5)  # fmt: skip
