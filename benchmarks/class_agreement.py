@@ -93,7 +93,8 @@ def main() -> None:
 
     training, held_out = images_of(data.train), images_of([*data.validation, *data.lists.test])
     start = time.perf_counter()
-    judge = ClassAgreement(data.class_names, steps=args.steps).fit(*training)
+    classes = data.lists.classes  # in the order of the labels of its items
+    judge = ClassAgreement(classes, steps=args.steps).fit(*training)
     seconds = time.perf_counter() - start
     rows: list[tuple[str, Any, AgreementReport]] = [("real, held out", None, judge.agreement(*held_out))]
     for folder in args.samples:
@@ -102,7 +103,7 @@ def main() -> None:
         f"Classifier: {len(training[0])} real training images, {args.steps} steps in {seconds:.0f} s; "
         f"AUROC {judge.auroc(*held_out):.3f} on {len(held_out[0])} held-out ones.\n"
     )
-    print(table(data.class_names, rows))
+    print(table(classes, rows))
 
 
 if __name__ == "__main__":
