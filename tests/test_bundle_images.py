@@ -45,6 +45,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _seed(item: dict[str, Any]) -> int:
+    """Seed of a phantom; even ones are normal."""
+    return int(Path(item["image"]).stem.rsplit("_", 1)[1])
+
+
 def sidecars(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("sample_*.json"))]
 
@@ -52,6 +57,9 @@ def sidecars(folder: Path) -> list[dict[str, Any]]:
 def test_training_on_phantoms_knows_their_classes(trained: Path) -> None:
     stored = stored_settings(trained)
     assert stored["class_names"] == ["normal", "cardiomegaly"]
+    lists = workflow("evaluate", bundle=BUNDLE, kind="infer", run_dir=str(trained), num_phantoms=10, device="cpu")
+    items = lists.parser.get_parsed_content("data").validation
+    assert all(stored["class_names"][i["class_label"]] == ("normal", "cardiomegaly")[_seed(i) % 2] for i in items)
     assert sum(stored["class_frequencies"]) == pytest.approx(1, abs=1e-5)
     assert stored["png_bits"] == 8
     assert "class_embedding.weight" in load_tensors(trained / "models" / "model.pt")["model"]

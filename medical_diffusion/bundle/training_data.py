@@ -77,7 +77,7 @@ class TrainingData:
         s = self.settings
         listing = self._listing()
         if s.dataset_dir is None and PHANTOM_KINDS[self.kind].classes:
-            listing["datalist"] = self.root / PHANTOM_LABELS
+            listing |= {"datalist": self.root / PHANTOM_LABELS, "classes": PHANTOM_KINDS[self.kind].classes}
         return build_datalist(
             self.root, **listing, validation_fraction=s.validation_fraction, test_fraction=s.test_fraction
         )

@@ -51,7 +51,7 @@ class ClassLabels:
         if self.asked is not None:
             return self.asked
         draw = np.random.default_rng([STREAM, seed]).uniform()
-        return int(min(np.searchsorted(self._bounds, draw, side="right"), len(self.names) - 1))
+        return min(int(np.searchsorted(self._bounds, draw, side="right")), len(self.names) - 1)
 
     def name_of(self, seed: int) -> str | None:
         """Name of that class."""
