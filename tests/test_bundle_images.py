@@ -23,6 +23,7 @@ TINY_MODEL: dict[str, Any] = {
     "channel_multipliers": [1, 2],
     "timesteps": 8,
 }
+TINY_MODEL_OF_STAGE_1 = {name: TINY_MODEL[name] for name in ("image_size", "autoencoder_channels")}
 TINY_TRAINING: dict[str, Any] = {
     **TINY_MODEL,
     "num_phantoms": 10,
@@ -57,8 +58,8 @@ def sidecars(folder: Path) -> list[dict[str, Any]]:
 def test_training_on_phantoms_knows_their_classes(trained: Path) -> None:
     stored = stored_settings(trained)
     assert stored["class_names"] == ["normal", "cardiomegaly"]
-    lists = workflow("evaluate", bundle=BUNDLE, kind="infer", run_dir=str(trained), num_phantoms=10, device="cpu")
-    items = lists.parser.get_parsed_content("data").validation
+    flow = run("evaluate", bundle=BUNDLE, run_dir=str(trained), num_phantoms=10, device="cpu", **TINY_MODEL_OF_STAGE_1)
+    items = flow.parser.get_parsed_content("data").validation
     assert all(stored["class_names"][i["class_label"]] == ("normal", "cardiomegaly")[_seed(i) % 2] for i in items)
     assert sum(stored["class_frequencies"]) == pytest.approx(1, abs=1e-5)
     assert stored["png_bits"] == 8

@@ -69,8 +69,16 @@ class TrainingData:
     def _listing(self) -> dict[str, Any]:
         """How files, classes and subjects are found, for the functions that search a data set."""
         s = self.settings
-        names = ("manifest", "datalist", "class_folders", "classes", "image_column", "label_column", "subject_column")
-        return {**{name: getattr(s, name) for name in names}, "planar": s.planar}
+        return {
+            "manifest": s.manifest,
+            "datalist": s.datalist,
+            "class_folders": s.class_folders,
+            "classes": s.classes,
+            "image_column": s.image_column,
+            "label_column": s.label_column,
+            "subject_column": s.subject_column,
+            "planar": s.planar,
+        }
 
     @cached_property
     def lists(self) -> DataList:

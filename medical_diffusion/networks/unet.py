@@ -5,9 +5,8 @@ used. What the slices know of each other comes from depth attention alone, at ev
 images: the same network without depth attention. Slices are folded into the batch once, on entry.
 
 Medfusion's UNet for images (Müller-Franzes et al., 2023) is ``UNet(8, width=256, channel_multipliers=(1, 1, 2, 4),
-blocks_per_level=1, skip="add", spatial_attention="none", depth_attention=False, num_classes=2)``. It has 76.1 million
-parameters where the paper counts 49.9: 21.0 are the block between the two paths, 5.5 the difference between this
-UNet's 4 x 4 kernels for resampling and 3 x 3 ones.
+blocks_per_level=1, middle=False, skip="add", spatial_attention="none", depth_attention=False, num_classes=2)``. It has
+55.1 million parameters where the paper counts 49.9: the difference is this UNet's 4 x 4 kernels for resampling.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ class UNet(nn.Module):
             "no class".
         use_checkpoint: recompute each level in the backward pass: less memory, about a third more time.
         blocks_per_level: residual blocks of each level.
+        middle: a level between the way down and the way up.
         skip: how a map on the way up meets that of its size on the way down: "concatenate", or "add" (Medfusion).
 
     Raises:
@@ -69,6 +69,7 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         use_checkpoint: bool = False,
         blocks_per_level: int = 2,
+        middle: bool = True,
         skip: Literal["concatenate", "add"] = "concatenate",
     ) -> None:
         super().__init__()
@@ -120,7 +121,8 @@ class UNet(nn.Module):
         down = list(zip([width, *channels[:-1]], channels, strict=True))
         self.down = nn.ModuleList(level(before, after) for before, after in down)
         self.downsample = nn.ModuleList(Downsample(after) for after in channels[:-1])
-        self.middle = level(channels[-1], channels[-1], "full" if spatial_attention == "linear" else spatial_attention)
+        kind: SpatialOption = "full" if spatial_attention == "linear" else spatial_attention
+        self.middle = level(channels[-1], channels[-1], kind) if middle else None
         met = 1 if skip == "add" else 2
         self.up = nn.ModuleList(level(met * after, before) for before, after in reversed(down))
         self.upsample = nn.ModuleList(Upsample(before) for before in reversed(channels[:-1]))
@@ -156,7 +158,8 @@ class UNet(nn.Module):
         for i, level in enumerate(self.down):
             h = self._run(level, self.downsample[i - 1](h) if i else h, embedding, positions)
             skips.append(h)
-        h = self._run(self.middle, h, embedding, positions)
+        if self.middle is not None:
+            h = self._run(self.middle, h, embedding, positions)
         for i, level in enumerate(self.up):
             skip = skips.pop()
             if i:
