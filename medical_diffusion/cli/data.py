@@ -34,9 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verify.add_argument("--classes", nargs="+", help="the classes in the order of their labels")
     for role, meaning in (("image", "images"), ("label", "classes"), ("subject", "patients")):
         verify.add_argument(f"--{role}-column", help=f"column of the datalist that names the {meaning}")
-    verify.add_argument(
-        "--images", action="store_true", help="flat images such as PNG, not volumes"
-    )
+    verify.add_argument("--images", action="store_true", help="flat images such as PNG, not volumes")
     verify.add_argument("--channels", type=int, choices=(1, 3), help="1 for grey images, 3 for colour; default: either")
     verify.add_argument("--convert-channels", action="store_true", help="the other kind is welcome, to be converted")
     verify.add_argument("--headers-only", action="store_true", help="leave the voxels unread")
