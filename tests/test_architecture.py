@@ -70,7 +70,7 @@ def test_every_folder_has_a_floor() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_of(path))
 def test_a_file_imports_lower_floors_or_its_own_folder(path: Path) -> None:
-    assert breaches(path.read_text(), module_of(path)) == []
+    assert breaches(path.read_text(encoding="utf-8"), module_of(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_the_walk_sees_a_breach(module: str, source: str, allowed: bool) -> None
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_of(path))
 def test_slow_and_optional_packages_are_imported_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert {name.split(".")[0] for name, _ in imports(tree, module_of(path))} & LAZY == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: module_of(path))
 def test_a_file_is_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
 def test_setup_lists_every_package() -> None:
@@ -117,6 +117,6 @@ def test_constraints_pin_every_requirement_of_the_core_and_the_tests() -> None:
     setup.read(REPOSITORY / "setup.cfg")
     lines = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
     required = {re.split(r"[<>=!~\[]", line)[0].lower() for line in lines.split("\n") if line.strip()}
-    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in pins if "==" in line and not line.startswith("#")}
     assert required - pinned == set()

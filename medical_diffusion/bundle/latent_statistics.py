@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-MOST_VOLUMES = 64
+MOST_VOLUMES = 512
 
 
 class LatentStatistics:
