@@ -174,3 +174,20 @@ def test_volumes_of_a_labelled_list_are_conditional_too(tmp_path: Path) -> None:
         sampler="ddim", num_steps=2, output_dir=str(out), device="cpu")  # fmt: skip
     assert sidecars(out)[0]["class_name"] == "large"
     assert (out / "sample_0.nii.gz").is_file()
+
+
+def test_an_external_autoencoder_is_evaluated_on_the_same_images(trained: Path, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusers'")
+    network = diffusers.AutoencoderKL(in_channels=3, out_channels=3, block_out_channels=(8,), norm_num_groups=4)
+    network.save_pretrained(tmp_path / "vae")
+    before = (trained / "reports" / "reconstruction.json").read_text()
+    options = {**TINY_MODEL_OF_STAGE_1, "run_dir": str(trained), "num_phantoms": 10, "device": "cpu"}
+    run("evaluate", bundle=BUNDLE, **options, external_autoencoder=str(tmp_path / "vae"))
+    report = json.loads((trained / "reports" / "reconstruction_external.json").read_text())
+    assert report["autoencoder"] == str(tmp_path / "vae")
+    assert set(report["reconstruction"]) >= {"psnr", "mse", "ms_ssim"} and "codebook" not in report
+    assert (trained / "reports" / "reconstruction.json").read_text() == before
+
+    with pytest.raises(RuntimeError) as failed:
+        run("evaluate", bundle=BUNDLE, **options, external_autoencoder=str(tmp_path / "nothing"))
+    assert "nothing" in str(find_user_error(failed.value))

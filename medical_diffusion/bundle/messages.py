@@ -76,12 +76,15 @@ def intensity_limits(settings: Settings) -> tuple[float | None, float | None]:
     return chosen[0], chosen[1]
 
 
-def report_reconstruction(folders: Folders, evaluation: ReconstructionEvaluation) -> dict[str, Any] | None:
-    """Write and show the reconstruction figures of the held-out volumes."""
+def report_reconstruction(
+    folders: Folders, evaluation: ReconstructionEvaluation, external: str | None = None
+) -> dict[str, Any] | None:
+    """Write and show the reconstruction figures of the held-out volumes; ``external`` names another's autoencoder."""
     if not is_main_process():
         return None
     report = evaluation.run()
-    path = write_json(folders.reports / "reconstruction.json", report)
+    name = "reconstruction_external.json" if external else "reconstruction.json"
+    path = write_json(folders.reports / name, {**report, "autoencoder": external} if external else report)
     logger.info("Reconstruction of %d held-out items (mean ± SD; trilinear resampling beside it):", report["volumes"])
     for name, entry in report["reconstruction"].items():
         other = report["trilinear_baseline"].get(name)
@@ -173,4 +176,7 @@ def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
 def announce_evaluation(settings: Settings, data: TrainingData) -> None:
     """Say which volumes are evaluated."""
     source = settings.dataset_dir or f"{settings.num_phantoms} phantoms"
-    logger.info("Evaluating the autoencoder on the held-out volumes of %s (%s).", source, data.lists)
+    codec = (
+        f"the autoencoder of {settings.external_autoencoder}" if settings.external_autoencoder else "the autoencoder"
+    )
+    logger.info("Evaluating %s on the held-out %s of %s (%s).", codec, _noun(settings), source, data.lists)
