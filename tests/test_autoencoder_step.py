@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError
 from medical_diffusion.losses import (
+    SpectralLoss,
     StructuralLoss,
     feature_matching_loss,
     hinge_discriminator_loss,
@@ -206,6 +207,17 @@ def test_the_adversarial_terms_rise_to_their_weight() -> None:
     assert [step.adversarial_ramp(n) for n in (0, 9, 10, 11, 13, 14, 99)] == [0, 0, 0.25, 0.5, 1, 1, 1]
 
 
+def test_the_spectral_term_rises_after_the_sign_is_settled() -> None:
+    step = make_step(spectral_loss=SpectralLoss(), spectral_weight=1.0, spectral_warmup=9)
+    assert [step.spectral_ramp(n) for n in (0, 4, 9, 100)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    image = torch.randn(1, 1, *SIZE)
+    assert SpectralLoss()(-image, image).item() == pytest.approx(0, abs=1e-6)  # why: it can not tell a negative
+    terms = step(image, 0)
+    expected = 4 * terms["pixel_loss"] + 0.1 * terms["spectral_loss"] + terms["bottleneck_loss"]
+    adversarial = terms["adversarial_loss"] + 4 * terms["feature_matching_loss"]
+    torch.testing.assert_close(terms["loss"], expected + adversarial)
+
+
 def test_a_discriminator_is_held_to_its_limit() -> None:
     """The autoencoder's update at a limit of 0 is that without discriminators; without a limit it is another."""
     images, updated = blobs(2), {}
@@ -267,6 +279,8 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
 
 
 def test_errors() -> None:
+    with pytest.raises(UserError, match="spectral_warmup must not be negative"):
+        make_step(spectral_warmup=-1)
     with pytest.raises(UserError, match="amp must be one of none, bfloat16, float16"):
         make_step(amp="half")
     with pytest.raises(UserError, match="must not be negative"):

@@ -66,6 +66,8 @@ class AutoencoderStep:
             equation 7, which also scales up). None limits nothing, as in the paper.
         discriminator_start: first step at which the discriminators run (paper: about 5000).
         discriminator_warmup: steps over which the adversarial terms rise from 0 to their weight.
+        spectral_warmup: first steps, over which the spectral term rises from 0 to its weight. It is the same for an
+            image and its negative, so the other terms must settle the sign of the contrast before it counts.
         max_gradient_norm: clips the gradient, of autoencoder and discriminators separately.
         amp: ``"none"``, ``"bfloat16"`` (CPU and GPU) or ``"float16"`` (with loss scaling).
 
@@ -92,6 +94,7 @@ class AutoencoderStep:
         adversarial_limit: float | None = 0.5,
         discriminator_start: int = 5000,
         discriminator_warmup: int = 1000,
+        spectral_warmup: int = 0,
         max_gradient_norm: float = 1.0,
         amp: str = "none",
     ) -> None:
@@ -100,6 +103,8 @@ class AutoencoderStep:
                 "discriminator_start and discriminator_warmup must not be negative",
                 f"{discriminator_start} and {discriminator_warmup}",
             )
+        if spectral_warmup < 0:
+            raise UserError("spectral_warmup must not be negative", spectral_warmup)
         if max_gradient_norm <= 0:
             raise UserError("max_gradient_norm must be positive", max_gradient_norm)
         self.autoencoder, self.optimizer = autoencoder, optimizer
@@ -117,7 +122,7 @@ class AutoencoderStep:
         self.adversarial_weight, self.feature_matching_weight = adversarial_weight, feature_matching_weight
         self.adversarial_limit = adversarial_limit
         self.discriminator_start, self.discriminator_warmup = discriminator_start, discriminator_warmup
-        self.max_gradient_norm = max_gradient_norm
+        self.spectral_warmup, self.max_gradient_norm = spectral_warmup, max_gradient_norm
         self.amp_dtype = amp_dtype(amp)
         device = next(autoencoder.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.amp_dtype is torch.float16)
@@ -127,6 +132,10 @@ class AutoencoderStep:
         if not self.discriminators or step < self.discriminator_start:
             return 0.0
         return min(1.0, (step - self.discriminator_start + 1) / max(1, self.discriminator_warmup))
+
+    def spectral_ramp(self, step: int) -> float:
+        """Factor of the spectral term, 1 after the warm-up."""
+        return min(1.0, (step + 1) / (self.spectral_warmup + 1))
 
     def __call__(self, images: Tensor, step: int, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Train on one batch.
@@ -156,7 +165,7 @@ class AutoencoderStep:
         weighted = (
             self.pixel_weight * terms["pixel_loss"]
             + self.structural_weight * terms["structural_loss"]
-            + self.spectral_weight * terms["spectral_loss"]
+            + self.spectral_ramp(step) * self.spectral_weight * terms["spectral_loss"]
             + self.perceptual_weight * terms["perceptual_loss"]
         )
         gradients = torch.autograd.grad(self.scaler.scale(weighted), resolutions)
