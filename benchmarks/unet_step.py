@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 
+from machine import matrix_rate
+
 NETWORKS = {
     "linear": "UNet, linear spatial attention",
     "full": "UNet, full spatial attention",
@@ -87,6 +89,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         numbers[f"{work.__name__}_least"] = min(seconds[WARM_UP:])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         numbers[f"{work.__name__}_memory"] = (peak - imports) / 1024**2
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    numbers["gflop"] = counter.get_total_flops() / 1e9
     return numbers
 
 
@@ -113,15 +120,15 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}, torch {version('torch')}, monai {version('monai')}, "
         f"allocator settings {allocator or 'none'}\n"
         f"latent {options.channels} x {' x '.join(map(str, options.size))}, batch {options.batch}, "
-        f"width {options.width}, float32\n"
+        f"width {options.width}, float32, matrix products at {matrix_rate(options.threads):.0f} GFLOP/s\n"
     )
-    print("| network | parameters | forward | training step | memory, forward | memory, step |")
-    print("|---|---|---|---|---|---|")
+    print("| network | parameters | GFLOP, forward | forward | training step | memory, forward | memory, step |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.networks:
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]
         n = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         print(
-            f"| {NETWORKS[name]} | {n['parameters'] / 1e6:.1f} M "
+            f"| {NETWORKS[name]} | {n['parameters'] / 1e6:.1f} M | {n['gflop']:.1f} "
             f"| {n['forward']:.3f} s ({n['forward_least']:.3f}) | {n['step']:.3f} s ({n['step_least']:.3f}) "
             f"| {n['forward_memory']:.2f} GB | {n['step_memory']:.2f} GB |",
             flush=True,

@@ -21,6 +21,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from machine import matrix_rate
+
 SEED = 0
 NUM_CODES, LATENT_CHANNELS, CHANNELS = 16384, 8, 16
 
@@ -49,7 +51,10 @@ def main() -> None:
     else:
         sizes, works = [([64, 64, 64], 1, 4), ([32, 32, 32], 2, 2)], ["step"]
     makers = ["medical_diffusion"] if args.skip_monai else ["medical_diffusion", "monai"]
-    print(f"{platform.machine()}, {args.threads} threads, {args.device}, amp {args.amp}, median of {args.repeats}\n")
+    print(
+        f"{platform.machine()}, {args.threads} threads, {args.device}, amp {args.amp}, median of {args.repeats}, "
+        f"matrix products at {matrix_rate(args.threads):.0f} GFLOP/s\n"
+    )
     print("| work | size | batch | compression | networks | M weights | GFLOP | median s | best s | CPU s | peak GB |")
     print("|" + "---|" * 11)
     for size, batch, compression in sizes:
