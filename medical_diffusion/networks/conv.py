@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.networks.matrix_conv import matrix_conv, prefers_matrix
+from medical_diffusion.networks.narrow_conv import narrow_conv, prefers_narrow
 from medical_diffusion.shapes import per_axis
 
 PaddingMode = Literal["replicate", "zeros"]
@@ -146,6 +147,8 @@ class Convolution(_SizedConvolution):
         stride, weight = self.stride[: self.rank], self.squeezed(self.weight)
         if prefers_matrix(x, weight, self.out_size):
             return self.unsqueezed(matrix_conv(x, weight, self.bias, stride, border, self.out_size[: self.rank]))
+        if prefers_narrow(x, weight, stride):
+            return self.unsqueezed(narrow_conv(x, weight, self.bias, border))
         convolve = F.conv2d if self.rank == 2 else F.conv3d
         return self.unsqueezed(convolve(x, self.squeezed(self.weight), self.bias, self.stride[: self.rank], border))
 
