@@ -29,15 +29,20 @@ from medical_diffusion.evaluation.agreement import AgreementReport, ClassAgreeme
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Further options go to evaluate.json: --name value.",
+    )
     parser.add_argument("--run_dir", required=True)
     parser.add_argument("--samples", required=True, action="append", help="folder of samples; may be given again")
     parser.add_argument("--dataset_dir")
     parser.add_argument("--bundle", default="bundles/chexpert_ldm")
     parser.add_argument("--steps", type=int, default=400, help="training steps of the classifier")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="further options of evaluate.json: --name value")
-    return parser.parse_args()
+    args, args_of_evaluation = parser.parse_known_args()
+    args.options = args_of_evaluation
+    return args
 
 
 def read_sample(sidecar: Path, limits: tuple[float, float]) -> Tensor:

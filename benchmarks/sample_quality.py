@@ -30,15 +30,20 @@ PICTURED = 8
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Further options go to evaluate.json: --name value.",
+    )
     parser.add_argument("--run_dir", required=True)
     parser.add_argument("--samples", required=True)
     parser.add_argument("--dataset_dir")
     parser.add_argument("--bundle", default="bundles/lidc_ldm")
     parser.add_argument("--output", default="neighbours.png")
     parser.add_argument("--anatomy", action="store_true", help="count the organs of a chest CT")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="further options of evaluate.json: --name value")
-    return parser.parse_args()
+    args, args_of_evaluation = parser.parse_known_args()
+    args.options = args_of_evaluation
+    return args
 
 
 def load_run(args: argparse.Namespace) -> ConfigWorkflow:
