@@ -76,7 +76,7 @@ def test_a_file_imports_lower_floors_or_its_own_folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "allowed"),
     [
-        ("medical_diffusion.networks.unet", "from medical_diffusion.data.manifest import Manifest", False),
+        ("medical_diffusion.networks.unet", "from medical_diffusion.data.listing.manifest import Manifest", False),
         ("medical_diffusion.networks.unet", "def f():\n    import medical_diffusion.training.ema", False),
         ("medical_diffusion.networks.unet", "from medical_diffusion import diffusion", False),
         ("medical_diffusion.networks.unet", "from ..losses import ssim", False),

@@ -13,7 +13,7 @@ import pytest
 from data_files import voxels, write_dicom, write_nifti
 
 from medical_diffusion.data import build_datalist, find_volumes, load_manifest
-from medical_diffusion.data.manifest import packaged_manifests
+from medical_diffusion.data.listing.manifest import packaged_manifests
 from medical_diffusion.errors import UserError
 
 BASE: dict[str, Any] = {

@@ -17,8 +17,8 @@ from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data import DataList, build_datalist, verify_dataset
-from medical_diffusion.data.flat_image import STORED_RANGE
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
+from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash
 from medical_diffusion.training.distributed import barrier, is_main_process

@@ -2,16 +2,14 @@
 
 from medical_diffusion.data.augmentation import RandomFlips, flip_variants
 from medical_diffusion.data.checks import Fault, VolumeHeader
-from medical_diffusion.data.classes import count_labels, resolve_classes
-from medical_diffusion.data.datalist import DataList, build_datalist
-from medical_diffusion.data.discovery import VolumeFile, find_volumes
-from medical_diffusion.data.flat_image import FlatImage
-from medical_diffusion.data.headers import read_header
-from medical_diffusion.data.images import read_image
-from medical_diffusion.data.itk import SimpleITKReader
 from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
+from medical_diffusion.data.listing.classes import count_labels, resolve_classes
+from medical_diffusion.data.listing.datalist import DataList, build_datalist
+from medical_diffusion.data.listing.discovery import VolumeFile, find_volumes
+from medical_diffusion.data.listing.manifest import Manifest, load_manifest
+from medical_diffusion.data.listing.split import split_subjects
+from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.loader import StepLoader, StepSampler
-from medical_diffusion.data.manifest import Manifest, load_manifest
 from medical_diffusion.data.preprocessing import (
     CenterCropOrPadd,
     IntensityScaling,
@@ -19,9 +17,11 @@ from medical_diffusion.data.preprocessing import (
     ScaleToModelRanged,
     resize_volume,
 )
-from medical_diffusion.data.reader import LoadVolumed, load_volume
-from medical_diffusion.data.split import split_subjects
-from medical_diffusion.data.tables import read_table
+from medical_diffusion.data.reading.flat_image import FlatImage
+from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.images import read_image
+from medical_diffusion.data.reading.itk import SimpleITKReader
+from medical_diffusion.data.reading.reader import LoadVolumed, load_volume
 from medical_diffusion.data.verify import VerificationReport, verify_dataset
 
 __all__ = [

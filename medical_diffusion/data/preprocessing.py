@@ -19,7 +19,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResizeWithPadOrCrop
 
-from medical_diffusion.data.flat_image import STORED_RANGE
+from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.shapes import per_axis
 

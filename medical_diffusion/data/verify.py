@@ -23,14 +23,14 @@ from medical_diffusion.data.checks import (
     raise_faults,
     voxel_faults,
 )
-from medical_diffusion.data.classes import count_labels, resolve_classes
-from medical_diffusion.data.dicom import choose_series, series_faults
-from medical_diffusion.data.discovery import VolumeFile
-from medical_diffusion.data.flat_image import channel_error, check_channels, is_grey
-from medical_diffusion.data.headers import read_header
-from medical_diffusion.data.images import read_image
-from medical_diffusion.data.reader import has_valid_checksum, is_intact, load_volume
-from medical_diffusion.data.source import DataSource, stated_split
+from medical_diffusion.data.listing.classes import count_labels, resolve_classes
+from medical_diffusion.data.listing.discovery import VolumeFile
+from medical_diffusion.data.listing.source import DataSource, stated_split
+from medical_diffusion.data.reading.dicom import choose_series, series_faults
+from medical_diffusion.data.reading.flat_image import channel_error, check_channels, is_grey
+from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.images import read_image
+from medical_diffusion.data.reading.reader import has_valid_checksum, is_intact, load_volume
 from medical_diffusion.errors import UserError
 
 #: RGB files that a check of headers decodes where grey is asked for.

@@ -89,7 +89,7 @@ def load_manifest(manifest: str | Path) -> Manifest:
         raise UserError(
             "a manifest must keep its schema",
             f"{origin}: " + "; ".join(breaches),
-            "Correct these fields; the schema is medical_diffusion/data/manifest.schema.json",
+            "Correct these fields; the schema is medical_diffusion/data/listing/manifest.schema.json",
         )
     layout, split = fields["layout"], fields.get("split", {})
     files = tuple(
@@ -132,7 +132,7 @@ def packaged_manifests() -> dict[str, Traversable]:
     try:
         folder: Traversable = importlib.resources.files("medical_diffusion.data_manifests")
     except ModuleNotFoundError:  # a source checkout that is not installed
-        folder = Path(__file__).resolve().parents[2] / "data_manifests"
+        folder = Path(__file__).resolve().parents[3] / "data_manifests"
     if not folder.is_dir():
         return {}
     return {entry.name.removesuffix(".json"): entry for entry in folder.iterdir() if entry.name.endswith(".json")}

@@ -20,9 +20,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, raise_faults
-from medical_diffusion.data.dicom import choose_series, scan_folder
-from medical_diffusion.data.formats import is_flat_format, kind_of, stem_of, supported
-from medical_diffusion.data.manifest import Manifest, ManifestFile, inside
+from medical_diffusion.data.listing.manifest import Manifest, ManifestFile, inside
+from medical_diffusion.data.reading.dicom import choose_series, scan_folder
+from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from medical_diffusion.data.checks import VolumeHeader
-from medical_diffusion.data.file_errors import as_user_error
-from medical_diffusion.data.flat_image import FlatImage, on_black
+from medical_diffusion.data.reading.file_errors import as_user_error
+from medical_diffusion.data.reading.flat_image import FlatImage, on_black
 from medical_diffusion.errors import UserError
 
 _FORMATS = ("PNG", "JPEG", "TIFF")

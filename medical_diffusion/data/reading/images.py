@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medical_diffusion.data.array_images import read_array_image
 from medical_diffusion.data.checks import header_faults, raise_faults
-from medical_diffusion.data.dicom import choose_series
-from medical_diffusion.data.file_errors import check_pixel_count
-from medical_diffusion.data.flat_image import FlatImage
-from medical_diffusion.data.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_dicom_name, is_nifti
-from medical_diffusion.data.headers import read_header
-from medical_diffusion.data.pillow_images import read_pillow_image
-from medical_diffusion.data.planar import read_dicom_image, read_itk_image, read_nifti_image
+from medical_diffusion.data.reading.array_images import read_array_image
+from medical_diffusion.data.reading.dicom import choose_series
+from medical_diffusion.data.reading.file_errors import check_pixel_count
+from medical_diffusion.data.reading.flat_image import FlatImage
+from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_dicom_name, is_nifti
+from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.pillow_images import read_pillow_image
+from medical_diffusion.data.reading.planar import read_dicom_image, read_itk_image, read_nifti_image
 from medical_diffusion.errors import UserError
 
 

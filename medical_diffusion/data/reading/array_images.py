@@ -15,8 +15,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from medical_diffusion.data.checks import VolumeHeader
-from medical_diffusion.data.file_errors import as_user_error, check_pixel_count
-from medical_diffusion.data.flat_image import FlatImage
+from medical_diffusion.data.reading.file_errors import as_user_error, check_pixel_count
+from medical_diffusion.data.reading.flat_image import FlatImage
 from medical_diffusion.errors import UserError
 
 

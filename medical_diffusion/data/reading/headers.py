@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from medical_diffusion.data.array_images import read_array_header
 from medical_diffusion.data.checks import VolumeHeader
-from medical_diffusion.data.dicom import choose_series
-from medical_diffusion.data.file_errors import as_user_error
-from medical_diffusion.data.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_nifti
-from medical_diffusion.data.itk import itk_affine, itk_dtype
-from medical_diffusion.data.pillow_images import read_pillow_header
+from medical_diffusion.data.reading.array_images import read_array_header
+from medical_diffusion.data.reading.dicom import choose_series
+from medical_diffusion.data.reading.file_errors import as_user_error
+from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_nifti
+from medical_diffusion.data.reading.itk import itk_affine, itk_dtype
+from medical_diffusion.data.reading.pillow_images import read_pillow_header
 
 
 def read_header(path: str | Path, series_uid: str | None = None) -> VolumeHeader:

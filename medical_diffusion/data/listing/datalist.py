@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
-from medical_diffusion.data.classes import count_labels, resolve_classes
-from medical_diffusion.data.dicom import choose_series
-from medical_diffusion.data.discovery import VolumeFile
-from medical_diffusion.data.manifest import SplitRule
-from medical_diffusion.data.source import DataSource, stated_split
-from medical_diffusion.data.split import split_subjects
+from medical_diffusion.data.listing.classes import count_labels, resolve_classes
+from medical_diffusion.data.listing.discovery import VolumeFile
+from medical_diffusion.data.listing.manifest import SplitRule
+from medical_diffusion.data.listing.source import DataSource, stated_split
+from medical_diffusion.data.listing.split import split_subjects
+from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from medical_diffusion.data.dicom import choose_series
+from medical_diffusion.data.reading.dicom import choose_series
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
-from medical_diffusion.data.class_folders import label_by_folder
-from medical_diffusion.data.discovery import VolumeFile, check_dataset_dir, scan_volumes
-from medical_diffusion.data.listing import locate
-from medical_diffusion.data.manifest import Manifest, load_manifest
-from medical_diffusion.data.tables import read_table
+from medical_diffusion.data.listing.class_folders import label_by_folder
+from medical_diffusion.data.listing.discovery import VolumeFile, check_dataset_dir, scan_volumes
+from medical_diffusion.data.listing.entries import locate
+from medical_diffusion.data.listing.manifest import Manifest, load_manifest
+from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.errors import UserError
 
 

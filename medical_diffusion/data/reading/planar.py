@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from medical_diffusion.data.file_errors import as_user_error
-from medical_diffusion.data.flat_image import FlatImage, range_of
-from medical_diffusion.data.itk import itk_affine
+from medical_diffusion.data.reading.file_errors import as_user_error
+from medical_diffusion.data.reading.flat_image import FlatImage, range_of
+from medical_diffusion.data.reading.itk import itk_affine
 
 _DICOM_TAGS = (
     "BitsStored",

@@ -22,12 +22,12 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
 from medical_diffusion.data.checks import header_faults, raise_faults
-from medical_diffusion.data.file_errors import as_user_error
-from medical_diffusion.data.flat_image import STORED_RANGE, check_channels, match_channels
-from medical_diffusion.data.formats import is_nifti
-from medical_diffusion.data.headers import read_header
-from medical_diffusion.data.images import read_image
-from medical_diffusion.data.itk import SimpleITKReader
+from medical_diffusion.data.reading.file_errors import as_user_error
+from medical_diffusion.data.reading.flat_image import STORED_RANGE, check_channels, match_channels
+from medical_diffusion.data.reading.formats import is_nifti
+from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.images import read_image
+from medical_diffusion.data.reading.itk import SimpleITKReader
 
 
 def load_volume(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medical_diffusion.data.formats import kind_of
+from medical_diffusion.data.reading.formats import kind_of
 from medical_diffusion.errors import UserError, did_you_mean
 
 IMAGE_COLUMNS = ("image", "file", "path", "filename", "image_path")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
-from medical_diffusion.data.discovery import VolumeFile
-from medical_diffusion.data.formats import is_flat_format, kind_of, stem_of, supported
-from medical_diffusion.data.tables import ListedImage
+from medical_diffusion.data.listing.discovery import VolumeFile
+from medical_diffusion.data.listing.tables import ListedImage
+from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 
 logger = logging.getLogger(__name__)
 

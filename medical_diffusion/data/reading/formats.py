@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medical_diffusion.data.dicom import is_dicom
+from medical_diffusion.data.reading.dicom import is_dicom
 
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")

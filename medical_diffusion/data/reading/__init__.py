@@ -1,0 +1,1 @@
+"""Reading files: formats, headers, volumes, flat images and DICOM series."""
