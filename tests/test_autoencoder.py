@@ -314,3 +314,12 @@ def test_errors() -> None:
         TransposedConvolution((4, 4, 4), 1, 1, kernel_size=3, stride=2)
     with pytest.raises(UserError, match="kernel_size must not be smaller than the stride"):
         Convolution((4, 4, 4), 1, 1, kernel_size=1, stride=2)
+
+
+@pytest.mark.parametrize("architecture", ["vqgan", "medfusion"])
+def test_a_frozen_autoencoder_can_be_exported(architecture):
+    network = Autoencoder((16, 16, 8), channels=8, bottleneck=GaussianBottleneck(8),
+                          latent_normalization="standardize", architecture=architecture)  # fmt: skip
+    x = torch.randn(1, 1, 16, 16, 8)
+    exported = torch.export.export(network.eval().requires_grad_(False), (x,)).module()
+    torch.testing.assert_close(exported(x), network(x), atol=1e-4, rtol=1e-4)

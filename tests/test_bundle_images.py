@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,41 @@ def test_an_external_autoencoder_is_evaluated_on_the_same_images(trained: Path, 
     with pytest.raises(RuntimeError) as failed:
         run("evaluate", bundle=BUNDLE, **options, external_autoencoder=str(tmp_path / "nothing"))
     assert "nothing" in str(find_user_error(failed.value))
+
+
+def test_an_evaluation_on_another_split_says_so(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("medical_diffusion"), "propagate", True)
+    data = own_images(tmp_path / "data")
+    common = {"run_dir": str(tmp_path / "run"), "device": "cpu", "dataset_dir": str(data)}
+    training = {**TINY_TRAINING, **common, "num_workers": 0, "test_fraction": 0}
+    run("train", bundle=BUNDLE, **training, datalist=str(data / "labels.csv"))
+    for options, warned in (({"datalist": str(data / "labels.csv")}, False), ({}, True)):
+        caplog.clear()
+        flow = workflow("evaluate", bundle=BUNDLE, kind="infer", **common, **options)
+        flow.initialize()
+        logging.getLogger("medical_diffusion").propagate = True
+        flow.parser.get_parsed_content("initialize")
+        assert ("not the split of training" in caplog.text) is warned
+
+
+def test_a_class_can_not_be_called_none(tmp_path: Path) -> None:
+    data = own_images(tmp_path / "data")
+    (data / "ill").rename(data / "None")
+    with pytest.raises(RuntimeError) as failed:
+        run("train", bundle=BUNDLE, **TINY_TRAINING, run_dir=str(tmp_path / "run"), dataset_dir=str(data),
+            class_folders=True)  # fmt: skip
+    assert "a class needs a name other than none" in str(find_user_error(failed.value))
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(4):
+        image = np.random.default_rng(n).integers(0, 4096, (16, 16), dtype=np.uint16)
+        write_png(tmp_path / "data" / f"{n}.png", image)
+    flow = workflow(
+        "train", bundle=BUNDLE, **TINY_TRAINING, run_dir=str(tmp_path / "run"), dataset_dir=str(tmp_path / "data"),
+        test_fraction=0,
+    )  # fmt: skip
+    flow.initialize()
+    assert flow.parser.get_parsed_content("data").is_dark

@@ -25,6 +25,8 @@ class LatentStatistics:
     def __call__(self) -> None:
         self.autoencoder.eval()
         count = min(MOST_VOLUMES, len(self.dataset))  # type: ignore[arg-type]
-        images = (torch.as_tensor(self.dataset[n]["image"])[None].to(self.device) for n in range(count))
+        # evenly spaced: lists are often sorted by class
+        chosen = torch.linspace(0, len(self.dataset) - 1, count).round().int().tolist()  # type: ignore[arg-type]
+        images = (torch.as_tensor(self.dataset[n]["image"])[None].to(self.device) for n in chosen)
         self.autoencoder.set_latent_statistics(self.autoencoder.encode(image) for image in images)  # type: ignore
         self.autoencoder.train()

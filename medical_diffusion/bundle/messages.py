@@ -45,6 +45,11 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         shares = zip(data.class_names, data.class_frequencies, strict=True)
         logger.info("Classes: %s.", ", ".join(f"{name} ({100 * share:.0f} %)" for name, share in shares))
     logger.info("Intensity: %s.", describe_intensity(settings))
+    if data.is_dark:
+        logger.warning(
+            "The first image uses less than a quarter of the range of its type (12-bit values in a 16-bit file?): "
+            '--intensity window --window "[0, 4095]" or --intensity minmax would use the whole.'
+        )
     if settings.perceptual == "none":
         logger.info(
             "Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it)."
@@ -58,11 +63,13 @@ def _noun(settings: Settings) -> str:
 
 def describe_intensity(settings: Settings) -> str:
     """The intensity mapping in words."""
+    if settings.planar:
+        source = {"stored": "range of the stored type", "window": f"window {settings.window} of stored values"}
+        mapped = source.get(settings.intensity, f"per image by {settings.intensity}")
+        return f"{mapped} mapped to [-1, 1]; samples are PNG files that use their whole range of greys"
     if settings.intensity == "window":
         low, high = settings.window
         return f"fixed window {low:g} to {high:g} HU mapped to [-1, 1]; samples come back in HU"
-    if settings.intensity == "stored":
-        return "range of the stored type (0 to 255 for 8 bits) mapped to [-1, 1]; samples use the same range"
     return f"per volume by {settings.intensity.replace('_', ' ')} mapped to [-1, 1]; samples are relative, 0 to 1"
 
 
@@ -151,11 +158,12 @@ def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWr
     for seed in sorted(set(range(settings.seed, settings.seed + settings.num_samples)) - set(dataset.seeds)):
         _compare_sidecar(writer, seed)
     logger.info(
-        "Drawing %d of %d %s with %s into %s%s.",
+        "Drawing %d of %d %s with %s, %d steps, into %s%s.",
         len(dataset),
         settings.num_samples,
         _noun(settings),
         settings.sampler,
+        writer.provenance["num_steps"],
         writer.output_dir,
         f" ({skipped} are there already)" if skipped else "",
     )
@@ -163,7 +171,8 @@ def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWr
 
 def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
     found = json.loads(writer.sidecar_path(seed).read_text(encoding="utf-8"))
-    wanted = {key: writer.provenance[key] for key in ("sampler", "num_steps", "guidance_scale", "weights_sha256")}
+    keys = ("sampler", "num_steps", "guidance_scale", "amp", "intensity", "window", "weights_sha256")
+    wanted = {key: writer.provenance[key] for key in keys}
     for key, value in {**wanted, "class_name": writer.class_labels.name_of(seed)}.items():
         if found.get(key) != value:
             raise UserError(
@@ -173,10 +182,16 @@ def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
             )
 
 
-def announce_evaluation(settings: Settings, data: TrainingData) -> None:
-    """Say which volumes are evaluated."""
+def announce_evaluation(settings: Settings, data: TrainingData, weights: Weights) -> None:
+    """Say which volumes are evaluated, and warn where they may be those of training."""
     source = settings.dataset_dir or f"{settings.num_phantoms} phantoms"
     codec = (
         f"the autoencoder of {settings.external_autoencoder}" if settings.external_autoencoder else "the autoencoder"
     )
+    if weights.split not in (None, data.lists.fingerprint):
+        logger.warning(
+            "These are not the images or not the split of training: the held-out part may hold images that were "
+            "trained on. For a figure on held-out images pass what training was given (--dataset_dir, --datalist, "
+            "--manifest, columns and fractions)."
+        )
     logger.info("Evaluating %s on the held-out %s of %s (%s).", codec, _noun(settings), source, data.lists)

@@ -43,24 +43,22 @@ def write_preview(
     device = next(network.parameters()).device
     autoencoder.eval()
     seeds = range(settings.seed, settings.seed + count)
-    reconstructed = [
-        picture_of(autoencoder(volume[None].to(device))[0]) for volume in load_volumes(data, data.validation[:count])
-    ]
-    rows = [
-        *_real_rows(data, count),
-        (f"reconstructed by the autoencoder, compression {tuple(autoencoder.compression)}", reconstructed),  # type: ignore
-        *_synthetic_rows(sampler, network, seeds),
-    ]
+    rows = [*_real_rows(data, count, autoencoder.to(device)), *_synthetic_rows(sampler, network, seeds)]
     return write_png(folders.preview, volume_grid(rows, (-1.0, 1.0), data.output_spacing))
 
 
-def _real_rows(data: TrainingData, count: int) -> list[Row]:
+def _real_rows(data: TrainingData, count: int, autoencoder: nn.Module) -> list[Row]:
+    """Of each class the first held-out volumes, and below them their reconstructions."""
     rows = []
+    device = next(autoencoder.parameters()).device
     for label, name in enumerate(data.class_names or [""]):
         items = [item for item in data.validation if not data.class_names or item["class_label"] == label][:count]
         if items:
-            pictures = [picture_of(volume) for volume in load_volumes(data, items)]
-            rows.append((f"real, held out{_of_class(name)} ({len(items)})", pictures))
+            volumes = load_volumes(data, items)
+            rows.append((f"real, held out{_of_class(name)} ({len(items)})", [picture_of(v) for v in volumes]))
+            reconstructed = [picture_of(autoencoder(v[None].to(device))[0]) for v in volumes]
+            title = f"reconstructed by the autoencoder{_of_class(name)}, compression {tuple(autoencoder.compression)}"  # type: ignore
+            rows.append((title, reconstructed))
     return rows
 
 

@@ -22,7 +22,7 @@ from medical_diffusion.training.distributed import is_main_process
 
 PACKAGE_LOGGER = "medical_diffusion"
 TRACKING_KEY = "tracking_uri"
-SAMPLER_STEPS = {"ddpm": None, "ddim": 50, "dpmpp": 20}
+SAMPLER_STEPS = {"ddpm": None, "ddim": 150, "dpmpp": 20}
 
 
 def begin(distributed: bool = False) -> None:

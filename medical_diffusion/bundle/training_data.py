@@ -15,6 +15,7 @@ from monai.transforms import Compose, EnsureType
 
 from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.options import NONE_WORDS
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data import DataList, build_datalist, verify_dataset
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
@@ -25,8 +26,9 @@ from medical_diffusion.training.distributed import barrier, is_main_process
 
 logger = logging.getLogger(__name__)
 
-CACHED_CONFIGS = ("preprocessing",)
+CACHED_CONFIGS = ("preprocessing", "intensity_scaling")
 LARGEST_BYTE = 255
+DARK = -0.5
 
 
 class TrainingData:
@@ -107,9 +109,21 @@ class TrainingData:
         """Class of each list item; None for data without labels."""
         return [item["class_label"] for item in items] if self.class_names else None
 
+    @property
+    def is_dark(self) -> bool:
+        """Whether the first image uses less than a quarter of the range that its type could hold."""
+        return self.settings.intensity == "stored" and float(self._first_image.max()) < DARK
+
     def prepare(self) -> None:
         """Find and check the volumes now, or make the phantoms: before any long work. Drops caches of other data."""
         if is_main_process():
+            reserved = sorted(name for name in self.class_names if name.strip().lower() in NONE_WORDS)
+            if reserved:
+                raise UserError(
+                    "a class needs a name other than none and null, which mean that nothing is asked for",
+                    reserved[0],
+                    "Rename it in the list or folder, for example to healthy",
+                )
             _ = self.lists
             for stale in set(self.folders.cache.glob("volumes_*")) - {self.cache_dir}:
                 shutil.rmtree(stale, ignore_errors=True)
@@ -163,6 +177,7 @@ class TrainingData:
             **self.settings.stored(),
             "output_spacing": self.output_spacing,
             "png_bits": self.png_bits,
+            "split": self.lists.fingerprint,
             "class_names": list(self.class_names),
             "class_frequencies": self.class_frequencies,
         }

@@ -53,6 +53,11 @@ class Weights:
         return stored_settings(self.folders.root)
 
     @property
+    def split(self) -> str | None:
+        """Fingerprint of the images and the split of training."""
+        return self._stored.get("split")
+
+    @property
     def png_bits(self) -> int | None:
         """Bits of the PNG files that samples become; None for volumes."""
         return self._stored.get("png_bits")

@@ -30,13 +30,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verify.add_argument("--dataset_dir", required=True, help="folder of the volumes or images")
     verify.add_argument("--manifest", help="data manifest: a path, or the name of a packaged one such as lidc_idri")
     verify.add_argument("--datalist", help="CSV or JSON that names images, classes, subjects and splits")
-    verify.add_argument("--class-folders", action="store_true", help="the folders in dataset_dir are the classes")
+    verify.add_argument(
+        "--class-folders", "--class_folders", action="store_true", help="the folders in dataset_dir are the classes"
+    )
     verify.add_argument("--classes", nargs="+", help="the classes in the order of their labels")
     for role, meaning in (("image", "images"), ("label", "classes"), ("subject", "patients")):
-        verify.add_argument(f"--{role}-column", help=f"column of the datalist that names the {meaning}")
+        verify.add_argument(
+            f"--{role}-column", f"--{role}_column", help=f"column of the datalist that names the {meaning}"
+        )
     verify.add_argument("--images", action="store_true", help="flat images such as PNG, not volumes")
     verify.add_argument("--channels", type=int, choices=(1, 3), help="1 for grey images, 3 for colour; default: either")
-    verify.add_argument("--convert-channels", action="store_true", help="the other kind is welcome, to be converted")
+    verify.add_argument(
+        "--convert-channels",
+        "--convert_channels",
+        action="store_true",
+        help="the other kind is welcome, to be converted",
+    )
     verify.add_argument("--headers-only", action="store_true", help="leave the voxels unread")
     verify.add_argument("--allow-planar", action="store_true", help="volume files of depth 1 are welcome")
     verify.set_defaults(run=_verify)

@@ -19,7 +19,12 @@ from torch.autograd.function import once_differentiable
 
 def prefers_narrow(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     """Whether this form is the faster one: one output channel of many in 3D, stride 1, float32 on a CPU."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if (
+        torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     kernel = weight.shape[2:]
     return weight.shape[0] == 1 and weight.shape[1] >= 8 and len(kernel) == 3 and max(kernel) > 1 and max(stride) == 1
