@@ -230,3 +230,16 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path: Path, capsys: pytest.CaptureF
     )  # fmt: skip
     flow.initialize()
     assert flow.parser.get_parsed_content("data").is_dark
+
+
+def test_other_classes_keep_the_autoencoder(tmp_path: Path) -> None:
+    data = own_images(tmp_path / "data")
+    options = {**TINY_TRAINING, "run_dir": str(tmp_path / "run"), "dataset_dir": str(data), "num_workers": 0}
+    options |= {"test_fraction": 0, "datalist": str(data / "labels.csv")}
+    run("train", bundle=BUNDLE, **options)
+    models = tmp_path / "run" / "models"
+    before = {name: (models / name).read_bytes() for name in ("autoencoder.pt", "model.pt")}
+    run("train", bundle=BUNDLE, **options, classes="[ill, healthy]")
+    assert (models / "autoencoder.pt").read_bytes() == before["autoencoder.pt"]
+    assert (models / "model.pt").read_bytes() != before["model.pt"]
+    assert stored_settings(tmp_path / "run")["class_names"] == ["ill", "healthy"]

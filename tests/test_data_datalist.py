@@ -242,7 +242,7 @@ def test_monai_datalist(root: Path) -> None:
     assert data.train[0]["subject"] == "p00"
     named = build_datalist(root, datalist="list.json", planar=True, classes=["sick", "well"])
     assert labels(named) == EXPECTED
-    assert named.fingerprint != data.fingerprint
+    assert named.classes_fingerprint != data.classes_fingerprint
     for name in ("class", "class_label"):
         renamed = {part: [{("label" if k == name else k): v for k, v in e.items()} for e in content[part]]
                    for part in ("training", "validation")}  # fmt: skip
@@ -349,24 +349,30 @@ def test_manifest_with_classes_in_three_dimensions(tmp_path: Path) -> None:
     assert data.classes == ("left", "right")
     assert labels(data) == {f"P{n}": "left" if n % 2 else "right" for n in range(4)}
     plain = [{key: value for key, value in entry.items() if key != "class"} for entry in files]
-    assert build_datalist(tmp_path, write_manifest(tmp_path, files=plain)).fingerprint != data.fingerprint
+    assert (
+        build_datalist(tmp_path, write_manifest(tmp_path, files=plain)).classes_fingerprint != data.classes_fingerprint
+    )
     files[0]["class"] = "left"
-    assert build_datalist(tmp_path, write_manifest(tmp_path, files=files)).fingerprint != data.fingerprint
+    assert (
+        build_datalist(tmp_path, write_manifest(tmp_path, files=files)).classes_fingerprint != data.classes_fingerprint
+    )
     del files[0]["class"]
     with pytest.raises(UserError, match=r"every image must have a label.*1 of 4 without: P0.nii.gz"):
         build_datalist(tmp_path, write_manifest(tmp_path, files=files))
 
 
-def test_fingerprint_follows_labels_and_classes_not_the_place(root: Path, tmp_path: Path) -> None:
+def test_fingerprints_tell_images_from_classes_and_not_the_place(root: Path, tmp_path: Path) -> None:
     table = write_csv(root, rows())
     first = build_datalist(root, datalist=table, planar=True)
     shutil.copytree(root, tmp_path / "copy")
-    assert build_datalist(tmp_path / "copy", datalist="list.csv", planar=True).fingerprint == first.fingerprint
+    copied = build_datalist(tmp_path / "copy", datalist="list.csv", planar=True)
+    assert (copied.fingerprint, copied.classes_fingerprint) == (first.fingerprint, first.classes_fingerprint)
     order = build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])
     unlabelled = build_datalist(root, datalist=table, planar=True, labels=False)
     table.write_text(table.read_text().replace("images/03.png,well", "images/03.png,sick"))
     changed = build_datalist(root, datalist=table, planar=True)
-    assert len({data.fingerprint for data in (first, order, unlabelled, changed)}) == 4
+    assert len({data.classes_fingerprint for data in (first, order, unlabelled, changed)}) == 4
+    assert len({data.fingerprint for data in (first, order, unlabelled, changed)}) == 1
 
 
 def test_images_count_only_where_they_are_asked_for(root: Path) -> None:

@@ -186,6 +186,8 @@ class TrainingData:
         """Hash of all that shapes the result of ``stage`` except the number of steps."""
         ids = {"autoencoder": _AUTOENCODER_IDS, "diffusion": _DIFFUSION_IDS}[stage]
         configs = [_trainable_config(config_item(name)) for name in ids]
+        if stage == "diffusion":  # stage 1 and the caches know nothing of classes
+            configs.append(self.lists.classes_fingerprint)
         return content_hash([self.key, self.settings.of_stage(stage), self.settings.seed, configs, list(extra)])
 
 

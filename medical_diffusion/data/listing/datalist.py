@@ -30,9 +30,10 @@ class DataList:
     """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label", "series_uid" and "class_label".
 
     Attributes:
-        fingerprint: changes with the names, sizes, first and last bytes of the files, with the split and with the
-            classes; a copied folder keeps it.
+        fingerprint: changes with the names, sizes, first and last bytes of the files and with the split; a copied
+            folder keeps it.
         classes: names of the classes, by the number that an item's "class_label" holds; empty without labels.
+        classes_fingerprint: changes with the classes and with the class of any image; empty without labels.
     """
 
     train: list[dict[str, Any]]
@@ -40,6 +41,7 @@ class DataList:
     test: list[dict[str, Any]]
     fingerprint: str
     classes: tuple[str, ...] = ()
+    classes_fingerprint: str = ""
 
     def label_counts(self) -> dict[str, int]:
         """How many training images each class has, in the order of ``classes``."""
@@ -96,7 +98,7 @@ def build_datalist(
     names, numbers = resolve_classes(volumes, classes, source.asks_for_labels(classes, labels))
     parts = _assign(volumes, source, validation_fraction, test_fraction, salt)
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in _PARTS}
-    digest = hashlib.sha256()
+    digest, classes_digest = hashlib.sha256(), hashlib.sha256("\n".join(names).encode())
     for position, volume in enumerate(volumes):
         part = parts[volume.subject]
         item: dict[str, Any] = {"image": str(volume.path), "subject": volume.subject}
@@ -104,15 +106,17 @@ def build_datalist(
             item["series_uid"] = volume.series_uid
         if volume.label:
             item["label"] = str(volume.label)
-        mark = _content_mark(volume)
         if names:
             item["class_label"] = numbers[position]
-            mark += f"\n{names[numbers[position]]}"
+            classes_digest.update(f"{numbers[position]}\n".encode())
         lists[part].append(item)
-        digest.update(f"{part}\n{source.relative(volume.path)}\n{mark}\n".encode())
-    if names:
-        digest.update("\n".join(names).encode())
-    data = DataList(**lists, fingerprint=digest.hexdigest(), classes=names)
+        digest.update(f"{part}\n{source.relative(volume.path)}\n{_content_mark(volume)}\n".encode())
+    data = DataList(
+        **lists,
+        fingerprint=digest.hexdigest(),
+        classes=names,
+        classes_fingerprint=classes_digest.hexdigest() if names else "",
+    )
     logger.info("Volumes of %s: %s", source.root, data)
     absent = [name for name, count in data.label_counts().items() if count == 0]
     if absent:
