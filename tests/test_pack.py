@@ -186,3 +186,14 @@ def test_an_output_that_cannot_be_written_is_refused_and_the_old_zip_kept(
 
 def disk_full(*arguments: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_weights_of_a_run_elsewhere_are_packed(bundle: Path, tmp_path: Path) -> None:
+    whole = pack_bundle(bundle, tmp_path / "whole").read_bytes()
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for part in ("models", "preview.png"):
+        (bundle / part).rename(run_dir / part)
+    with pytest.raises(UserError, match=r"models/model.pt is missing.*--run_dir"):
+        pack_bundle(bundle, tmp_path / "out")
+    assert pack_bundle(bundle, tmp_path / "out", run_dir=run_dir).read_bytes() == whole

@@ -17,7 +17,8 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.files import write_atomically
 
 # what a packed bundle may hold, beside weights
-CONTENT = ("LICENSE*", "preview.png", "configs/**/*", "docs/**/*", "scripts/**/*.py")
+PREVIEW = "preview.png"
+CONTENT = ("LICENSE*", PREVIEW, "configs/**/*", "docs/**/*", "scripts/**/*.py")
 HIDDEN = re.compile(r"(^|/)(\.|__pycache__/)")
 REQUIRED_CONFIGS = ("train", "inference")
 REQUIRED_METADATA = ("version", "monai_version", "pytorch_version", "numpy_version")
@@ -26,13 +27,16 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can state; every member carries it."""
 
 
-def pack_bundle(root: str | Path, output_dir: str | Path, with_weights: bool = True) -> Path:
+def pack_bundle(
+    root: str | Path, output_dir: str | Path, with_weights: bool = True, run_dir: str | Path | None = None
+) -> Path:
     """Write ``<output_dir>/<name>.zip``, where the name is that of the bundle's folder.
 
     Args:
         root: the bundle's folder.
         output_dir: created where missing; an older zip of the name is replaced once the new one is whole.
         with_weights: whether trained weights must be there and are packed.
+        run_dir: where training wrote weights and preview, if not into the bundle's folder.
 
     Returns:
         Path of the zip.
@@ -42,7 +46,8 @@ def pack_bundle(root: str | Path, output_dir: str | Path, with_weights: bool = T
             be written.
     """
     root = Path(root).resolve()
-    weights = final_weights(root) if with_weights else []
+    trained = root if run_dir is None else Path(run_dir).expanduser().resolve()
+    weights = final_weights(trained) if with_weights else []
     faults = layout_faults(root)
     if with_weights:
         faults += _weight_faults(root, weights)
@@ -50,7 +55,9 @@ def pack_bundle(root: str | Path, output_dir: str | Path, with_weights: bool = T
         raise UserError(
             "a bundle to pack must be complete: " + "; ".join(faults),
             str(root),
-            "Train it first, or pack it with --without-weights" if with_weights else "Add what is missing",
+            "Train it first, name the run with --run_dir, or pack it with --without-weights"
+            if with_weights
+            else "Add what is missing",
         )
     for path in weights:
         if unsafe := inspect_weights(path):
@@ -59,8 +66,11 @@ def pack_bundle(root: str | Path, output_dir: str | Path, with_weights: bool = T
                 str(path),
                 "Save it again as a dictionary of tensors",
             )
-    members = bundle_content(root) + weights
-    return write_atomically(Path(output_dir) / f"{root.name}.zip", lambda part: _write_zip(part, root, members))
+    members = {path.relative_to(root).as_posix(): path for path in bundle_content(root)}
+    members |= {path.relative_to(trained).as_posix(): path for path in weights}
+    if (trained / PREVIEW).is_file():
+        members[PREVIEW] = trained / PREVIEW
+    return write_atomically(Path(output_dir) / f"{root.name}.zip", lambda part: _write_zip(part, root.name, members))
 
 
 def layout_faults(root: Path) -> list[str]:
@@ -113,10 +123,11 @@ def _weight_faults(root: Path, weights: list[Path]) -> list[str]:
     return [f"models/{name} is missing" for name in required if name not in present]
 
 
-def _write_zip(target: Path, root: Path, members: list[Path]) -> None:
+def _write_zip(target: Path, name: str, members: dict[str, Path]) -> None:
+    """``members``: files by their path inside the bundle."""
     with zipfile.ZipFile(target, "w") as archive:
-        for path in members:
-            info = zipfile.ZipInfo(f"{root.name}/{path.relative_to(root).as_posix()}", EPOCH)
+        for inside, path in sorted(members.items()):
+            info = zipfile.ZipInfo(f"{name}/{inside}", EPOCH)
             info.external_attr = 0o100644 << 16
             info.create_system = 3  # Unix, on every system, so that the bytes agree
             info.file_size = path.stat().st_size

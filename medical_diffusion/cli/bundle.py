@@ -39,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     pack = commands.add_parser("pack", help="write the zip that `python -m monai.bundle download` fetches")
     pack.add_argument("bundle", metavar="NAME_OR_PATH", help=bundle)
     pack.add_argument("--output", metavar="DIR", required=True, help="folder for the zip")
+    pack.add_argument("--run_dir", metavar="DIR", help="where training wrote, if it was given a --run_dir")
     pack.add_argument("--without-weights", action="store_true", help="pack a bundle that is not trained yet")
     pack.set_defaults(run=run_pack)
 
@@ -82,7 +83,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
     root = find_bundle(arguments.bundle)
     from medical_diffusion.bundle.pack import pack_bundle
 
-    path = pack_bundle(root, arguments.output, with_weights=not arguments.without_weights)
+    path = pack_bundle(root, arguments.output, with_weights=not arguments.without_weights, run_dir=arguments.run_dir)
     print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
     print("Put it on a server; others fetch it with")
     print(f"  python -m monai.bundle download --name {path.stem} --url URL/{path.name} --bundle_dir DIR")
