@@ -2,104 +2,63 @@
 
     python benchmarks/sample_quality.py --run_dir RUN --samples DIR [--dataset_dir DATA] [--output OUT.png]
 
-High-frequency energy of samples and of reconstructions by that of held-out and training volumes; for chest CT the
+High-frequency energy of samples and of reconstructions by that of held-out and training volumes (of the same classes,
+where there are any); for chest CT the
 organs found in HU; distances to the nearest training volumes, with held-out volumes as reference. The samples come
 from ``inference.json``; the split is that of the run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import torch
-from monai.bundle import ConfigWorkflow
+from samples import load_run, parse, read_images, read_samples, sample_parser
 
 from medical_diffusion.bundle.settings import stored_settings
 from medical_diffusion.data.augmentation import flip_variants
 from medical_diffusion.evaluation.anatomy import chest_anatomy
 from medical_diffusion.evaluation.neighbours import memorisation
 from medical_diffusion.evaluation.spectrum import high_frequency_ratio
-from medical_diffusion.pictures import picture_of, read_png, volume_grid, write_png
+from medical_diffusion.pictures import picture_of, volume_grid, write_png
 
 PICTURED = 8
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Further options go to evaluate.json: --name value.",
-    )
-    parser.add_argument("--run_dir", required=True)
-    parser.add_argument("--samples", required=True)
-    parser.add_argument("--dataset_dir")
-    parser.add_argument("--bundle", default="bundles/lidc_ldm")
-    parser.add_argument("--output", default="neighbours.png")
-    parser.add_argument("--anatomy", action="store_true", help="count the organs of a chest CT")
-    args, args_of_evaluation = parser.parse_known_args()
-    args.options = args_of_evaluation
-    return args
-
-
-def load_run(args: argparse.Namespace) -> ConfigWorkflow:
-    """The evaluation workflow of the run: its data, split and autoencoder."""
-    options: dict[str, Any] = dict(zip((o[2:] for o in args.options[::2]), args.options[1::2], strict=True))
-    if args.dataset_dir:
-        options["dataset_dir"] = args.dataset_dir
-    config = Path(args.bundle) / "configs" / "evaluate.json"
-    flow = ConfigWorkflow(str(config), workflow_type="infer", logging_file=False, run_dir=args.run_dir, **options)
-    flow.initialize()
-    return flow
-
-
-def stack(dataset: Any) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(dataset[n]["image"]) for n in range(len(dataset))])
-
-
-def read_volumes(folder: str, settings: Any) -> tuple[torch.Tensor, list[Any]]:
-    """NIfTI samples in [-1, 1], (N, 1, H, W, D), and the files' images."""
-    files = sorted(Path(folder).glob("sample_*.nii.gz"), key=lambda p: int(p.name[7:-7]))
-    low, high = settings.window if settings.intensity == "window" else (0.0, 1.0)
-    images: list[Any] = [nibabel.load(f) for f in files]
-    samples = torch.stack([torch.from_numpy(np.asarray(i.dataobj, np.float32))[None] for i in images])
-    return (samples - low) / (high - low) * 2 - 1, images
-
-
-def read_images(folder: str) -> tuple[torch.Tensor, list[Any]]:
-    """PNG samples in [-1, 1], (N, C, H, W, 1)."""
-    files = sorted(Path(folder).glob("sample_*.png"), key=lambda p: int(p.stem[7:]))
-    arrays = [read_png(f) for f in files]
-    scaled = [torch.from_numpy(a / np.iinfo(a.dtype).max * 2 - 1).float() for a in arrays]
-    return torch.stack([a.movedim(-1, 0)[..., None] if a.dim() == 3 else a[None, ..., None] for a in scaled]), []
-
-
 @torch.no_grad()
 def main() -> None:
-    args = arguments()
-    flow = load_run(args)
-    get = flow.parser.get_parsed_content
+    parser = sample_parser(__doc__, "bundles/lidc_ldm")
+    parser.add_argument("--output", default="neighbours.png")
+    parser.add_argument("--anatomy", action="store_true", help="count the organs of a chest CT")
+    args = parse(parser)
+    get = load_run(args).parser.get_parsed_content
     data, settings = get("data"), get("settings")
-    held_out = stack(get("dataset"))
-    training = torch.stack([torch.as_tensor(data.transform(dict(item))["image"]) for item in data.train])
-    samples, images = read_images(args.samples) if settings.planar else read_volumes(args.samples, settings)
+    held_out, training = read_images(data, data.validation), read_images(data, data.train)
+    drawn = [sample for folder in args.samples for sample in read_samples(folder, settings)]
+    samples = torch.stack([sample.image for sample in drawn])
+    asked = [data.class_names.index(s.class_name) for s in drawn] if data.class_names else None
+    labels = {"held-out": data.labels_of(data.validation), "training": data.labels_of(data.train)}
     autoencoder = get("autoencoder_def").eval().cpu()
     reconstructed = torch.cat([autoencoder(v[None]) for v in held_out]).clamp(-1, 1)
 
     rows: list[tuple[str, str]] = [
         ("samples, held-out, training volumes", f"{len(samples)}, {len(held_out)}, {len(training)}")
     ]
-    for name, volumes in (("samples", samples), ("reconstructions", reconstructed), ("training volumes", training)):
-        rows.append((f"high-frequency energy, {name} by held-out", f"{high_frequency_ratio(volumes, held_out):.3f}"))
-    rows.append(("high-frequency energy, samples by training", f"{high_frequency_ratio(samples, training):.3f}"))
+    for name, volumes, classes in (
+        ("samples", samples, asked),
+        ("reconstructions", reconstructed, labels["held-out"]),
+        ("training volumes", training, labels["training"]),
+    ):
+        ratio = high_frequency_ratio(volumes, held_out, labels=classes, real_labels=labels["held-out"])
+        rows.append((f"high-frequency energy, {name} by held-out", f"{ratio:.3f}"))
+    ratio = high_frequency_ratio(samples, training, labels=asked, real_labels=labels["training"])
+    rows.append(("high-frequency energy, samples by training", f"{ratio:.3f}"))
     variation = samples.std(0).mean() / training.std(0).mean()
     rows.append(("variation between samples by that between training volumes", f"{float(variation):.3f}"))
     if args.anatomy:
-        found = [chest_anatomy(np.asarray(i.dataobj), i.header.get_zooms()[:3]) for i in images]  # type: ignore
+        found = [chest_anatomy(np.asarray(s.volume.dataobj), s.volume.header.get_zooms()[:3]) for s in drawn]
         rows.append(
             ("samples with body, lungs, spine and heart in place", f"{sum(a.complete for a in found)} of {len(found)}")
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -171,7 +172,7 @@ def test_samples_are_read_by_guidance_scale_in_the_range_of_the_training_images(
         Image.fromarray(values).save(tmp_path / f"sample_{seed}.png")
         sidecar = {"class_name": CLASSES[seed % 2], "guidance_scale": scale}
         (tmp_path / f"sample_{seed}.json").write_text(json.dumps(sidecar))
-    samples = benchmark.read_samples(tmp_path, (0.0, 1.0))
+    samples = benchmark.by_guidance(benchmark.read_samples(tmp_path, SimpleNamespace(intensity="stored")))
     assert {scale: (tuple(i.shape), names) for scale, (i, names) in samples.items()} == {
         1.0: ((2, 1, 3, 4, 1), ["large", "small"]),
         2.0: ((1, 1, 3, 4, 1), ["small"]),
@@ -183,21 +184,23 @@ def test_samples_are_read_by_guidance_scale_in_the_range_of_the_training_images(
 
 def test_colour_and_volume_samples_are_read(benchmark, tmp_path):
     Image.fromarray(np.full((3, 4, 3), (255, 0, 0), np.uint8)).save(tmp_path / "sample_0.png")
-    colour = benchmark.read_sample(tmp_path / "sample_0.json", (0.0, 1.0))
+    (tmp_path / "sample_0.json").write_text("{}")
+    nibabel.save(nibabel.Nifti1Image(np.full((2, 3, 4), 400, np.int16), np.eye(4)), tmp_path / "sample_1.nii.gz")
+    (tmp_path / "sample_1.json").write_text("{}")
+    settings = SimpleNamespace(intensity="window", window=[-1000.0, 400.0])
+    colour, volume = (sample.image for sample in benchmark.read_samples(tmp_path, settings))
     assert tuple(colour.shape) == (3, 3, 4, 1)
     assert colour[:, 0, 0, 0].tolist() == [1, -1, -1]
-    nibabel.save(nibabel.Nifti1Image(np.full((2, 3, 4), 400, np.int16), np.eye(4)), tmp_path / "sample_1.nii.gz")
-    volume = benchmark.read_sample(tmp_path / "sample_1.json", (-1000.0, 400.0))
     assert tuple(volume.shape) == (1, 2, 3, 4)
     assert volume.unique().tolist() == [1]
 
 
 def test_folders_without_samples_or_classes_are_refused(benchmark, tmp_path):
     with pytest.raises(UserError, match=r"--samples must be a folder of sample_<seed>\.json"):
-        benchmark.read_samples(tmp_path, (0.0, 1.0))
-    (tmp_path / "sample_0.json").write_text("{}")
-    with pytest.raises(UserError, match=r"agreement needs samples of a class.*no class_name"):
-        benchmark.read_samples(tmp_path, (0.0, 1.0))
+        benchmark.read_samples(tmp_path, SimpleNamespace(intensity="stored"))
+    sample = benchmark.Sample(torch.zeros(1, 2, 2, 1), None, None, None)
+    with pytest.raises(UserError, match=r"agreement needs samples of a class.*without class_name"):
+        benchmark.by_guidance([sample])
 
 
 def test_the_table_has_a_row_for_each_set_of_images(benchmark, judge):

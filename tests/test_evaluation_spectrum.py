@@ -73,3 +73,23 @@ def test_bad_calls_are_named() -> None:
         high_frequency_energy(torch.zeros(1, 1, 1, 1, 1))
     with pytest.raises(UserError, match=r"spacing must be 3 positive numbers in mm.*\(1, 1, 0\)"):
         radial_power_spectrum(torch.zeros(1, 1, 4, 4, 4), (1, 1, 0))
+
+
+def test_classes_are_compared_each_with_its_own_whatever_their_shares() -> None:
+    torch.manual_seed(0)
+    sharp, blurred = torch.randn(30, 1, 16, 16, 1), 0.2 * torch.randn(30, 1, 16, 16, 1)
+    real, real_labels = torch.cat([sharp, blurred]), [0] * 30 + [1] * 30
+    mostly_blurred, labels = torch.cat([sharp[:5], blurred]), [0] * 5 + [1] * 30
+    assert high_frequency_ratio(mostly_blurred, real) < 0.5
+    by_class = high_frequency_ratio(mostly_blurred, real, labels=labels, real_labels=real_labels)
+    assert by_class == pytest.approx(1, abs=0.15)
+    halved = high_frequency_ratio(mostly_blurred / 2, real, labels=labels, real_labels=real_labels)
+    assert halved == pytest.approx(by_class / 4)
+
+
+def test_labels_of_one_side_or_of_a_class_without_real_volumes_are_refused() -> None:
+    volumes = torch.randn(2, 1, 8, 8, 1)
+    with pytest.raises(UserError, match="given together"):
+        high_frequency_ratio(volumes, volumes, labels=[0, 0])
+    with pytest.raises(UserError, match=r"needs real ones.*none of class 1"):
+        high_frequency_ratio(volumes, volumes, labels=[0, 1], real_labels=[0, 0])

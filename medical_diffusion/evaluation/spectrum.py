@@ -70,15 +70,39 @@ def high_frequency_energy(volumes: Tensor, cutoff: float = HIGH_FREQUENCY) -> Te
     return (_power(volumes) * high.to(volumes.device)).flatten(1).mean(1).cpu()
 
 
-def high_frequency_ratio(synthetic: Tensor, real: Tensor, cutoff: float = HIGH_FREQUENCY) -> float:
+def high_frequency_ratio(
+    synthetic: Tensor,
+    real: Tensor,
+    cutoff: float = HIGH_FREQUENCY,
+    labels: Sequence[int] | None = None,
+    real_labels: Sequence[int] | None = None,
+) -> float:
     """Mean high-frequency energy of synthetic volumes by that of real ones: 1 is as sharp, below is blurred.
+
+    With classes, each synthetic volume is held against the real ones of its class. Classes differ in sharpness and are
+    rarely as frequent in one set as in the other, so that the plain ratio mixes sharpness with frequency.
 
     Args:
         synthetic: ``(N, C, H, W, D)``.
         real: ``(M, C, H, W, D)`` in the same units.
         cutoff: see :func:`high_frequency_energy`.
+        labels: class of each synthetic volume; None compares all with all.
+        real_labels: class of each real volume.
+
+    Raises:
+        UserError: labels of one side only, or a class without real volumes.
     """
-    return (high_frequency_energy(synthetic, cutoff).mean() / high_frequency_energy(real, cutoff).mean()).item()
+    if (labels is None) != (real_labels is None):
+        raise UserError("classes of synthetic and of real volumes are given together", "one of them")
+    energy, real_energy = high_frequency_energy(synthetic, cutoff), high_frequency_energy(real, cutoff)
+    if labels is None or real_labels is None:
+        return (energy.mean() / real_energy.mean()).item()
+    missing = sorted(set(labels) - set(real_labels))
+    if missing:
+        raise UserError("every class of the synthetic volumes needs real ones", f"none of class {missing[0]}")
+    of_class = torch.tensor(real_labels)
+    expected = {label: real_energy[of_class == label].mean() for label in set(labels)}
+    return (energy.mean() / torch.stack([expected[label] for label in labels]).mean()).item()
 
 
 def _spatial_size(volumes: Tensor) -> list[int]:
