@@ -20,7 +20,15 @@ from medical_diffusion.training.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
 
-PHANTOM_TITLES = {"chest_ct": "chest-CT", "radiograph": "chest-radiograph"}
+PHANTOM_TITLES = {
+    "brain_mri": "brain-MRI",
+    "breast_mri": "breast-MRI",
+    "chest_ct": "chest-CT",
+    "fundus": "fundus",
+    "histology": "histology",
+    "knee_mri": "knee-MRI",
+    "radiograph": "chest-radiograph",
+}
 
 
 def announce_training(settings: Settings, folders: Folders, data: TrainingData) -> None:

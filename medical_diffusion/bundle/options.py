@@ -19,6 +19,7 @@ from medical_diffusion.errors import UserError, did_you_mean
 
 NONE_WORDS = ("none", "null", "")
 PROFILES = ("phantom", "paper")
+OPPOSITES = ("LR", "AP", "IS")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Option:
     Args:
         name: as in the configuration and on the command line.
         type: ``int``, ``float``, ``flag``, ``text``, ``path``, ``size`` (three whole numbers), ``spacing`` (three
-            numbers), ``ints``, ``floats``, ``texts`` or ``choice``.
+            numbers), ``ints``, ``floats``, ``texts``, ``axcodes`` (directions of the three axes) or ``choice``.
         help, unit: what ``bundle describe`` shows.
         defaults: value per profile.
         choices: allowed values of a ``choice``.
@@ -148,6 +149,15 @@ def _texts(value: Any) -> list[str]:
     return names
 
 
+def _axcodes(value: Any) -> str:
+    """Directions in which the axes H, W, D grow, such as RAS (right, anterior, superior)."""
+    codes = str(value).strip().upper()
+    pairs = [pair for code in codes for pair in OPPOSITES if code in pair]
+    if len(codes) != len(OPPOSITES) or sorted(pairs) != sorted(OPPOSITES):
+        raise ValueError(value)
+    return codes
+
+
 def _path(value: Any) -> str:
     return str(Path(str(value)).expanduser().resolve())
 
@@ -176,6 +186,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "ints": _list_of(_int),
     "floats": _list_of(_float),
     "texts": _texts,
+    "axcodes": _axcodes,
 }
 
 _KINDS = {
@@ -190,4 +201,5 @@ _KINDS = {
     "ints": "a list of whole numbers",
     "floats": "a list of numbers",
     "texts": "a list of names",
+    "axcodes": "three letters, one each of L or R, A or P, S or I",
 }

@@ -58,9 +58,12 @@ class Settings:
         self.options: dict[str, Option] = defaults.options
         self.profile = defaults.profile
         self.values = {name: coerce(self.options[name], value) for name, value in values.items()}
+        self.trained = defaults.trained
         self._compare_with_weights(defaults)
         if "image_size" in self.values and "compression" in self.values:
             self.latent_size = latent_size(self.image_size, self.compression)
+        if self.values.get("halves") and self.planar:
+            raise UserError("--halves splits volumes", f"image_size {self.image_size}", "Use --halves false for images")
 
     @property
     def planar(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -17,11 +18,18 @@ from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.options import NONE_WORDS
 from medical_diffusion.bundle.settings import Settings
-from medical_diffusion.data import DataList, build_datalist, verify_dataset
+from medical_diffusion.data import (
+    DataList,
+    HistogramStandardized,
+    both_halves,
+    build_datalist,
+    fit_landmarks,
+    verify_dataset,
+)
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import content_hash
+from medical_diffusion.files import content_hash, write_json
 from medical_diffusion.training.distributed import barrier, is_main_process
 
 logger = logging.getLogger(__name__)
@@ -56,8 +64,10 @@ class TrainingData:
                 "Pass the folder that they were trained on: --dataset_dir DIR",
             )
         if s.dataset_dir is None:
+            height, *others = s.image_size
+            size = [2 * height if s.halves else height, *others]  # both halves lie along the first axis
             return write_phantoms(
-                kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=s.image_size
+                kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=size
             )
         verify_dataset(
             s.dataset_dir,
@@ -88,9 +98,10 @@ class TrainingData:
         listing = self._listing()
         if s.dataset_dir is None and PHANTOM_KINDS[self.kind].classes:
             listing |= {"datalist": self.root / PHANTOM_LABELS, "classes": PHANTOM_KINDS[self.kind].classes}
-        return build_datalist(
+        lists = build_datalist(
             self.root, **listing, validation_fraction=s.validation_fraction, test_fraction=s.test_fraction
         )
+        return both_halves(lists) if s.halves else lists
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -127,6 +138,8 @@ class TrainingData:
             _ = self.lists
             for stale in set(self.folders.cache.glob("volumes_*")) - {self.cache_dir}:
                 shutil.rmtree(stale, ignore_errors=True)
+            for old in set(self.folders.cache.glob("landmarks_*.json")) - {self.landmarks_path}:
+                old.unlink()
         barrier()
         _ = self.lists
 
@@ -141,13 +154,50 @@ class TrainingData:
     @property
     def transform(self) -> Compose:
         """Preprocessing that ends in plain tensors, for caching and batching."""
-        return Compose([*self.preprocessing, _PlainImage()])
+        return Compose([*self._chain, _PlainImage()])
+
+    @cached_property
+    def landmarks(self) -> list[float] | None:
+        """Histogram landmarks: those that the weights were trained with in an evaluation, else fitted once on the
+        training split and kept beside the caches; None without histogram standardisation."""
+        position = self._histogram_position
+        if position is None:
+            return None
+        if self.settings.trained:
+            return self.settings.trained.get("landmarks")
+        if not self.landmarks_path.is_file():
+            before = Compose(self.preprocessing[:position])
+            volumes = (before(dict(item))["image"] for item in self.train)
+            write_json(self.landmarks_path, fit_landmarks(volumes, total=len(self.train)))
+        return json.loads(self.landmarks_path.read_text(encoding="utf-8"))
+
+    @property
+    def landmarks_path(self) -> Path:
+        """File of the fitted landmarks."""
+        return self.folders.cache / f"landmarks_{self._source_key[:24]}.json"
+
+    @property
+    def _histogram_position(self) -> int | None:
+        steps = enumerate(self.preprocessing)
+        return next((n for n, step in steps if isinstance(step, HistogramStandardized)), None)
+
+    @cached_property
+    def _chain(self) -> list[Any]:
+        """The preprocessing with the landmarks in place."""
+        if self._histogram_position is not None:
+            self.preprocessing[self._histogram_position].landmarks = self.landmarks
+        return self.preprocessing
+
+    @cached_property
+    def _source_key(self) -> str:
+        """Hash of data, preprocessing and the settings that shape them."""
+        configs = [config_item(name) for name in CACHED_CONFIGS]
+        return content_hash([self.lists.fingerprint, self.settings.of_stage("data"), configs])
 
     @cached_property
     def key(self) -> str:
-        """Hash of data, preprocessing and the settings that shape them: the name of caches."""
-        configs = [config_item(name) for name in CACHED_CONFIGS]
-        return content_hash([self.lists.fingerprint, self.settings.of_stage("data"), configs])
+        """Name of caches: as above, with the numbers that preprocessing learnt from the training split."""
+        return self._source_key if self.landmarks is None else content_hash([self._source_key, self.landmarks])
 
     @property
     def cache_dir(self) -> Path:
@@ -156,7 +206,7 @@ class TrainingData:
 
     @cached_property
     def _first_image(self) -> Any:
-        return Compose(self.preprocessing)(dict(self.train[0]))["image"]
+        return Compose(self._chain)(dict(self.train[0]))["image"]
 
     @property
     def output_spacing(self) -> list[float]:
@@ -177,6 +227,7 @@ class TrainingData:
             **self.settings.stored(),
             "output_spacing": self.output_spacing,
             "png_bits": self.png_bits,
+            "landmarks": self.landmarks,
             "split": self.lists.fingerprint,
             "class_names": list(self.class_names),
             "class_frequencies": self.class_frequencies,

@@ -2,6 +2,7 @@
 
 from medical_diffusion.data.augmentation import RandomFlips, flip_variants
 from medical_diffusion.data.checks import Fault, VolumeHeader
+from medical_diffusion.data.halves import both_halves
 from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
 from medical_diffusion.data.listing.classes import count_labels, resolve_classes
 from medical_diffusion.data.listing.datalist import DataList, build_datalist
@@ -12,9 +13,13 @@ from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.loader import StepLoader, StepSampler
 from medical_diffusion.data.preprocessing import (
     CenterCropOrPadd,
+    CropHalfd,
+    CropToForegroundd,
+    HistogramStandardized,
     IntensityScaling,
     ResizeVolumed,
     ScaleToModelRanged,
+    fit_landmarks,
     resize_volume,
 )
 from medical_diffusion.data.reading.flat_image import FlatImage
@@ -26,9 +31,12 @@ from medical_diffusion.data.verify import VerificationReport, verify_dataset
 
 __all__ = [
     "CenterCropOrPadd",
+    "CropHalfd",
+    "CropToForegroundd",
     "DataList",
     "Fault",
     "FlatImage",
+    "HistogramStandardized",
     "IntensityScaling",
     "LatentDataset",
     "LoadVolumed",
@@ -42,9 +50,11 @@ __all__ = [
     "VerificationReport",
     "VolumeFile",
     "VolumeHeader",
+    "both_halves",
     "build_datalist",
     "count_labels",
     "find_volumes",
+    "fit_landmarks",
     "flip_variants",
     "load_manifest",
     "load_volume",

@@ -1,10 +1,14 @@
-"""Flat images in NumPy files, ``.npy`` and ``.npz`` with one array: (H, W), (H, W, 1) or (1, H, W), (H, W, 3) for RGB.
+"""Images and volumes in NumPy files; only the header is read to learn shape and type, pickled objects never are.
 
-Only the header is read to learn shape and type; pickled objects are never loaded.
+Flat images, ``.npy`` and ``.npz`` with one array: (H, W), (H, W, 1) or (1, H, W), (H, W, 3) for RGB. Volumes, ``.npy``:
+(slices, rows, columns) as MRNet has them, taken as sagittal slices. The file states neither voxel size nor direction,
+so that both are assumed: 1 mm, rows downwards, columns to the back, slices to the left.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,17 +23,24 @@ from medical_diffusion.data.reading.file_errors import as_user_error, check_pixe
 from medical_diffusion.data.reading.flat_image import FlatImage
 from medical_diffusion.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+#: (row, column, slice) to millimetres in RAS+: rows run down, columns to the back, slices to the left.
+SAGITTAL = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]])
+
 
 def read_array_header(path: Path) -> VolumeHeader:
-    """Rows, columns, channels and type, without the pixels.
+    """Rows, columns, channels and type, without the pixels; rows, columns, slices of a volume.
 
     Raises:
-        UserError: not a NumPy file, several arrays, a stack of images, or no plain numbers.
+        UserError: not a NumPy file, several arrays, no image or volume, or no plain numbers.
     """
     with as_user_error(path), _array_stream(path) as stream:
         shape, dtype = _header(stream)
     if dtype.kind not in "biuf":
         raise UserError("an array of pixels must hold real numbers", f"{path} with {dtype}", "Save it as plain numbers")
+    if path.suffix.lower() == ".npy" and _is_stack(shape):
+        return VolumeHeader((*shape[1:], shape[0]), SAGITTAL, dtype.name)
     rows, columns, channels = _layout(path, shape)
     return VolumeHeader((rows, columns), np.eye(4), dtype.name, channels)
 
@@ -38,13 +49,56 @@ def read_array_image(path: Path) -> FlatImage:
     """The image of an array file.
 
     Raises:
-        UserError: as ``read_array_header``; a file that ends early; too many pixels.
+        UserError: as ``read_array_header``; a volume; a file that ends early; too many pixels.
     """
     header = read_array_header(path)
+    if header.spatial_shape[2] > 1:
+        _layout(path, (header.shape[2], *header.shape[:2]))
     check_pixel_count(path, header.shape[0] * header.shape[1])
     with as_user_error(path), _array_stream(path) as stream:
         array = npy_format.read_array(stream, allow_pickle=False)
     return FlatImage.of(array.reshape(*header.shape, *((3,) if header.channels == 3 else ())))
+
+
+def read_array_volume(path: Path) -> np.ndarray:
+    """The volume of a ``.npy`` file as (rows, columns, slices), whose affine is :data:`SAGITTAL`.
+
+    Raises:
+        UserError: not a stack of slices; a file that ends early.
+    """
+    header = read_array_header(path)
+    if header.spatial_shape[2] == 1:
+        rule = "a volume in an array file must be (slices, rows, columns)"
+        raise UserError(rule, f"{path}, a flat image of {header.shape}", "Use a bundle for images (depth 1)")
+    _say_what_is_assumed()
+    with as_user_error(path), _array_stream(path) as stream:
+        array = npy_format.read_array(stream, allow_pickle=False)
+    return np.moveaxis(array, 0, -1)
+
+
+def is_array_volume(path: Path) -> bool:
+    """Whether a file is a ``.npy`` that holds a stack of slices, by its header; ``False`` where it cannot be read."""
+    if path.suffix.lower() != ".npy":
+        return False
+    try:
+        with path.open("rb") as stream:
+            return _is_stack(_header(stream)[0])
+    except (OSError, ValueError):
+        return False
+
+
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    """Whether an array is (slices, rows, columns) rather than an image with colours or an axis of 1."""
+    return len(shape) == 3 and shape[0] > 3 and shape[2] > 3
+
+
+@functools.cache
+def _say_what_is_assumed() -> None:
+    """Once a process."""
+    logger.info(
+        "NumPy volumes state no geometry: taking sagittal slices of 1 mm, rows downwards, columns to the back, slices "
+        "to the left (said once)."
+    )
 
 
 @contextmanager

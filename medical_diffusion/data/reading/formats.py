@@ -1,19 +1,23 @@
 """File formats by name: which files are volumes, which are flat images, and what a file is called without its suffix.
 
 A flat image (PNG, JPEG, TIFF, an array file) counts where two-dimensional work asks for it only: beside volumes it is
-a thumbnail or a figure.
+a thumbnail or a figure. An array file counts as a volume where it holds a stack of slices.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from medical_diffusion.data.reading.array_images import is_array_volume
 from medical_diffusion.data.reading.dicom import is_dicom
 
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-SUPPORTED = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM series in folders"
+SUPPORTED = (
+    "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM series in folders, NumPy stacks "
+    "of slices (.npy)"
+)
 SUPPORTED_IMAGES = (
     "PNG, JPEG, TIFF, NumPy (.npy, .npz with one array), DICOM files, and two-dimensional NIfTI, NRRD and MetaImage"
 )
@@ -50,6 +54,8 @@ def kind_of(path: Path, planar: bool = False) -> str | None:
     suffix = path.suffix.lower()
     if planar and suffix in _IMAGE_KINDS:
         return _IMAGE_KINDS[suffix]
+    if is_array_volume(path):
+        return "numpy"
     return "dicom" if is_dicom_name(path) else None
 
 

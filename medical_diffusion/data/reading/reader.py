@@ -1,4 +1,4 @@
-"""Reading volumes: nibabel for NIfTI, SimpleITK for NRRD, MetaImage and DICOM series; flat images as depth 1.
+"""Reading volumes: nibabel for NIfTI, SimpleITK for NRRD, MetaImage and DICOM series, NumPy stacks; images as depth 1.
 
 Volumes come in index order ``(i, j, k)`` with an affine from that index to millimetres in RAS+; flat images, where they
 are welcome, as ``(rows, columns, 1)`` the way they are looked at. A library's error becomes a ``UserError`` that names
@@ -22,6 +22,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
 from medical_diffusion.data.checks import header_faults, raise_faults
+from medical_diffusion.data.reading.array_images import is_array_volume, read_array_volume
 from medical_diffusion.data.reading.file_errors import as_user_error
 from medical_diffusion.data.reading.flat_image import STORED_RANGE, check_channels, match_channels
 from medical_diffusion.data.reading.formats import is_nifti
@@ -64,6 +65,9 @@ def load_volume(
         image = read_image(path, series_uid)
         voxels, affine, colours = image.pixels[:, :, None], image.affine, image.pixels.ndim == 3
         meta[STORED_RANGE] = image.stored_range
+    elif is_array_volume(path):
+        voxels = np.asarray(read_array_volume(path), dtype=np.float32)
+        affine, colours = header.affine, False
     else:
         reader = NibabelReader() if is_nifti(path) else SimpleITKReader(series_uid)
         with as_user_error(path):

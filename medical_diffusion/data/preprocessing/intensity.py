@@ -1,4 +1,4 @@
-"""Intensities and grids: what MONAI's transforms lack to bring a volume to the model's range and size.
+"""Intensities to the model's range, and back.
 
 The model works in [-1, 1]: ``y = 2 (x - a) / (b - a) - 1``, clipped, where ``(a, b)`` is a fixed window (HU for CT),
 the volume's own minimum and maximum (the paper), two of its percentiles, or the full range of its stored type. Only
@@ -7,23 +7,19 @@ the fixed window can be undone to physical units; the others return to a relativ
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, ResizeWithPadOrCrop
+from monai.transforms import MapTransform
 
+from medical_diffusion.data.preprocessing.naming import name_of
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError, did_you_mean
-from medical_diffusion.shapes import per_axis
-
-logger = logging.getLogger(__name__)
 
 INTENSITY_MODES = ("window", "minmax", "percentile", "stored")
 
@@ -79,7 +75,7 @@ class IntensityScaling:
         if not low < high:
             raise UserError(
                 f"intensity mode {self.mode} needs a volume that varies",
-                f"{_name(volume)} with {low:g} to {high:g}",
+                f"{name_of(volume)} with {low:g} to {high:g}",
                 "Use mode minmax or window, or remove the volume",
             )
         return low, high
@@ -117,14 +113,10 @@ def _stored_range(volume: torch.Tensor) -> tuple[float, float]:
     if limits is None:
         raise UserError(
             "intensity mode stored needs the range of the stored type, which flat images bring",
-            f"{_name(volume)} without {STORED_RANGE}",
+            f"{name_of(volume)} without {STORED_RANGE}",
             "Use mode window, minmax or percentile for volumes, or load the image with allow_planar",
         )
     return float(limits[0]), float(limits[1])
-
-
-def _name(volume: torch.Tensor) -> str:
-    return volume.meta.get("filename_or_obj", "a volume") if isinstance(volume, MetaTensor) else "a volume"
 
 
 class ScaleToModelRanged(MapTransform):
@@ -146,102 +138,3 @@ class ScaleToModelRanged(MapTransform):
         for key in self.key_iterator(item):
             item[key] = self.scaling.to_model_range(item[key])
         return item
-
-
-class CenterCropOrPadd(MapTransform):
-    """Centre crop to a size; an axis that is shorter is padded, which the log says once a run.
-
-    Args:
-        spatial_size: ``(H, W, D)`` of the result in voxels.
-        padding_value: number to pad with, or "minimum" for each volume's own minimum. Pad with -1 after scaling to
-            [-1, 1], with air or "minimum" before.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        spatial_size: int | Sequence[int],
-        padding_value: float | str = -1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.spatial_size = per_axis(spatial_size, "spatial_size")
-        if isinstance(padding_value, str) and padding_value != "minimum":
-            raise UserError("padding_value must be a number or 'minimum'", padding_value)
-        self.padding_value = padding_value
-        self._has_said = False
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, Any]:
-        """Crop or pad ``data[key]`` of shape ``(C, H, W, D)``."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            image = item[key]
-            if any(have < want for have, want in zip(image.shape[1:], self.spatial_size, strict=True)):
-                self._say(image)
-            value = float(image.min()) if self.padding_value == "minimum" else float(self.padding_value)
-            item[key] = ResizeWithPadOrCrop(self.spatial_size, mode="constant", value=value)(image)
-        return item
-
-    def _say(self, image: torch.Tensor) -> None:
-        worker = torch.utils.data.get_worker_info()
-        if self._has_said or (worker is not None and worker.id > 0):
-            return
-        self._has_said = True
-        logger.warning(
-            "Volumes smaller than the crop %s are padded with %s (first: %s of %s; said once)",
-            self.spatial_size,
-            self.padding_value,
-            _name(image),
-            tuple(image.shape[1:]),
-        )
-
-
-class ResizeVolumed(MapTransform):
-    """Resize to a size with a triangle filter as wide as the shrinking asks for, so that nothing aliases.
-
-    Per axis: linear interpolation where it grows, the triangle average of all voxels under the new one where it
-    shrinks (MONAI's "area" repeats voxels where it grows, its "trilinear" skips voxels where it shrinks). Centres are
-    aligned by voxel edges, and the affine's spacing and origin follow.
-
-    Args:
-        spatial_size: ``(H, W, D)`` of the result in voxels.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, spatial_size: int | Sequence[int], allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.spatial_size = per_axis(spatial_size, "spatial_size")
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, Any]:
-        """Resize ``data[key]`` of shape ``(C, H, W, D)``."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = resize_volume(item[key], self.spatial_size)
-        return item
-
-
-def resize_volume(volume: torch.Tensor, spatial_size: Sequence[int]) -> torch.Tensor:
-    """Separable antialiased resize of ``(C, H, W, D)`` to float32; a ``MetaTensor``'s affine follows."""
-    old, new = tuple(volume.shape[1:]), tuple(int(size) for size in spatial_size)
-    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-    x = plain.to(torch.float32)
-    # One matrix product an axis, the last axis first: on 320^3 voxels several times as fast as the library's kernel.
-    for axis in (3, 2, 1):
-        if old[axis - 1] != new[axis - 1]:
-            weights = _filter_matrix(old[axis - 1], new[axis - 1]).to(x.device)
-            x = x @ weights.T if axis == 3 else (weights @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
-    if not isinstance(volume, MetaTensor):
-        return x
-    scale = torch.tensor([o / n for o, n in zip(old, new, strict=True)], dtype=torch.float64)
-    step = torch.diag(torch.cat([scale, torch.ones(1, dtype=torch.float64)]))
-    step[:3, 3] = (scale - 1) / 2
-    resized = MetaTensor(x).copy_meta_from(volume)
-    resized.affine = volume.affine.to(torch.float64) @ step
-    return resized
-
-
-def _filter_matrix(old: int, new: int) -> torch.Tensor:
-    """Weights ``(new, old)`` of the antialiased linear filter along one axis; each row adds up to 1."""
-    identity = torch.eye(old)[None, None]
-    return F.interpolate(identity, size=(new, old), mode="bilinear", antialias=True, align_corners=False)[0, 0]
