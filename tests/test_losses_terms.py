@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 
@@ -20,17 +21,33 @@ from medical_diffusion.losses import (
 from medical_diffusion.losses.perceptual import VGG_FILE, _slices, load_lpips
 
 
-def full_spectrum_loss(x: Tensor, y: Tensor, axes: list[int], epsilon: float) -> Tensor:
-    a, b = (torch.fft.fftn(t.double(), dim=axes, norm="ortho").abs() for t in (x, y))
-    return (0.5 * torch.log(a**2 + epsilon**2) - 0.5 * torch.log(b**2 + epsilon**2)).abs().mean()
+def log_amplitude_distance(a: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    return (0.5 * torch.log(a + epsilon**2) - 0.5 * torch.log(b + epsilon**2)).abs()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 6, 5), (1, 2, 7, 8, 1), (1, 1, 1, 9, 4), (2, 1, 12)])
-def test_spectral_loss_is_the_mean_over_the_whole_spectrum(shape: tuple[int, ...]) -> None:
+def test_spectral_loss_is_the_mean_over_the_whole_spectrum_and_over_its_bands(shape: tuple[int, ...]) -> None:
     x, y = torch.randn(shape), torch.randn(shape)
     axes = [axis for axis in range(2, len(shape)) if shape[axis] > 1]
-    expected = full_spectrum_loss(x, y, axes, 0.01)
-    torch.testing.assert_close(SpectralLoss(0.01)(x, y).double(), expected, rtol=1e-4, atol=1e-5)
+    full = [torch.fft.fftn(t.double(), dim=axes, norm="ortho").abs() ** 2 for t in (x, y)]
+    bands: list[list[Tensor]] = [[], []]
+    half = [n // 2 + 1 if axis == axes[-1] else n for axis, n in enumerate(shape)]
+    for corner in itertools.product(*(range(0, n, 4) for n in half[2:])):
+        block = tuple(slice(c, min(c + 4, n)) for c, n in zip(corner, half[2:], strict=True))
+        for found, power in zip(bands, full, strict=True):
+            found.append(power[(slice(None), slice(None), *block)].flatten(2).mean(2))
+    single = log_amplitude_distance(*full, 0.01).mean()
+    banded = log_amplitude_distance(*(torch.stack(found) for found in bands), 0.01).mean()
+    torch.testing.assert_close(SpectralLoss(0.01)(x, y).double(), (single + banded) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_spectral_loss_asks_for_all_the_power_of_unpredictable_texture() -> None:
+    torch.manual_seed(0)
+    textures, guess = torch.randn(64, 1, 32, 32, 1), torch.randn(1, 1, 32, 32, 1)
+    flat = torch.fft.ifftn(torch.polar(torch.ones(32, 32), torch.fft.fftn(guess[0, 0, ..., 0]).angle())).real * 32
+    gains = torch.linspace(0.5, 1.5, 41)
+    losses = [SpectralLoss()((g * flat).view(1, 1, 32, 32, 1).expand_as(textures), textures) for g in gains]
+    assert gains[torch.stack(losses).argmin()] == pytest.approx(1, abs=0.08)
 
 
 def test_spectral_loss_sees_missing_detail_better_than_l1() -> None:
