@@ -1,4 +1,4 @@
-"""Preprocessing: intensities go there and back, crops pad, a resize keeps place and brightness."""
+"""Preprocessing: intensities go there and back, crops keep the place, a resize keeps place and brightness."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from monai.data import MetaTensor
 
 from medical_diffusion.data import (
     CenterCropOrPadd,
+    CropToForegroundd,
+    HistogramStandardized,
     IntensityScaling,
     ResizeVolumed,
     ScaleToModelRanged,
+    fit_landmarks,
     resize_volume,
 )
 from medical_diffusion.errors import UserError
@@ -175,3 +178,84 @@ def test_resize_axes_agree() -> None:
     image = torch.rand(1, 12, 10, 9)
     turned = resize_volume(image.permute(0, 3, 1, 2), (4, 20, 7)).permute(0, 2, 3, 1)
     assert torch.allclose(resize_volume(image, (20, 7, 4)), turned, atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", [np.diag([1.0, 2, 3, 1]), oblique_affine()])
+def test_foreground_crop_keeps_the_foreground_in_place(affine: np.ndarray) -> None:
+    voxels = torch.zeros(1, 12, 10, 8)
+    voxels[0, 3:7, 4:9, 5:7] = torch.rand(4, 5, 2) + 1
+    image = MetaTensor(voxels, affine=torch.from_numpy(affine))
+    bare = CropToForegroundd("image")({"image": image})["image"]
+    assert bare.shape == (1, 4, 5, 2)
+    assert bare.min() > 0
+    wide = CropToForegroundd("image", margin=2)({"image": image})["image"]
+    assert wide.shape == (1, 8, 8, 5), "the margin ends where the volume ends"
+    assert np.allclose(centre_of_mass(wide), centre_of_mass(image))
+    brighter = CropToForegroundd("image", background=5)
+    with pytest.raises(UserError, match=r"needs voxels above 5.*foreground_crop none"):
+        brighter({"image": image})
+
+
+def test_bad_foreground_crops() -> None:
+    empty = MetaTensor(torch.zeros(1, 3, 3, 3), meta={"filename_or_obj": "air.nii.gz"})
+    with pytest.raises(UserError, match=r"needs voxels above 0.*air.nii.gz with 0 to 0"):
+        CropToForegroundd("image")({"image": empty})
+    with pytest.raises(UserError, match="whole number of voxels"):
+        CropToForegroundd("image", margin=-1)
+
+
+def scanner(seed: int, gain: float, offset: float) -> torch.Tensor:
+    """One anatomy under the gain and offset of a scanner: dark air, then two tissues."""
+    generator = torch.Generator().manual_seed(seed)
+    tissue = torch.rand(1, 12, 12, 12, generator=generator) * 40
+    tissue[:, :, :, :6] += 100
+    tissue[:, :, :4] += 60
+    return tissue * gain + offset
+
+
+def test_histogram_standardisation_undoes_the_scanner() -> None:
+    landmarks = fit_landmarks([scanner(n, 1.0 + n, 30.0 * n) for n in range(4)], progress=False)
+    assert landmarks == sorted(landmarks)
+    assert landmarks[0] == pytest.approx(0, abs=1e-6) and landmarks[-1] == pytest.approx(100)
+    step = HistogramStandardized("image", landmarks)
+    one, other = (step({"image": scanner(9, gain, offset)})["image"] for gain, offset in ((1, 0), (7, -200)))
+    assert torch.allclose(one, other, atol=1e-2)
+    top = torch.quantile(one[one > one.mean()], 0.99)
+    assert float(top) == pytest.approx(100, abs=1)
+
+
+def test_histogram_standardisation_keeps_the_place_and_the_order() -> None:
+    image = MetaTensor(scanner(0, 2, 5), affine=torch.from_numpy(oblique_affine()), meta={"filename_or_obj": "a.nii"})
+    result = HistogramStandardized("image", fit_landmarks([image], progress=False))({"image": image})["image"]
+    assert torch.equal(result.affine, image.affine) and result.meta["filename_or_obj"] == "a.nii"
+    brightness = image.flatten().argsort()
+    assert result.flatten()[brightness].diff().min() > -1e-3
+
+
+def test_landmarks_are_the_mean_over_volumes_and_have_few_digits() -> None:
+    volumes = [scanner(n, 1.0 + n, n) for n in range(3)]
+    together = fit_landmarks(volumes, progress=False)
+    alone = [fit_landmarks([volume], progress=False) for volume in volumes]
+    assert np.allclose(together, np.mean(alone, axis=0), atol=1e-4)
+    assert fit_landmarks(volumes, progress=False) == together
+
+
+def test_bad_histogram_standardisation() -> None:
+    with pytest.raises(UserError, match=r"needs landmarks.*fit_landmarks"):
+        HistogramStandardized("image")({"image": torch.rand(1, 4, 4, 4)})
+    with pytest.raises(UserError, match="at least one training volume"):
+        fit_landmarks([], progress=False)
+    flat = MetaTensor(torch.ones(1, 3, 3, 3), meta={"filename_or_obj": "flat.nii"})
+    with pytest.raises(UserError, match=r"volumes that vary.*flat.nii"):
+        fit_landmarks([flat], progress=False)
+    two = torch.zeros(1, 3, 3, 3)
+    two[0, 0] = 1
+    with pytest.raises(UserError, match="many values above their mean"):
+        fit_landmarks([two], progress=False)
+
+
+def test_a_crop_of_0_leaves_an_axis_whole() -> None:
+    image = MetaTensor(torch.rand(1, 5, 6, 7))
+    assert CenterCropOrPadd("image", (0, 0, 3))({"image": image})["image"].shape == (1, 5, 6, 3)
+    with pytest.raises(UserError, match="0 for a whole axis"):
+        CenterCropOrPadd("image", (1, -1, 2))

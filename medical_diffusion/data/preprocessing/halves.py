@@ -117,40 +117,41 @@ def breast_by_outline(image: MetaTensor, side: str) -> np.ndarray:
     if not np.ptp(voxels) > 0:
         value = f"{name_of(image)} with {float(voxels.min()):g} everywhere"
         raise UserError("breasts are found by their outline where a volume varies", value, "Remove the volume")
-    body = sitk.GetArrayViewFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(voxels), 0, 1)) > 0
+    body = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(voxels), 0, 1)) > 0
     start, stop = _box(body, LEAST_SHARE)
-    inside = np.zeros_like(body)
-    extent = tuple(slice(first, end) for first, end in zip(start, stop, strict=True))
-    inside[extent] = body[extent]
-    depth, is_forward = _axis_of(image, "PA")
-    middle = (start[depth] + stop[depth]) // 2
-    behind = [slice(None)] * 3
-    behind[depth] = slice(None, middle) if is_forward else slice(middle, None)
-    inside[tuple(behind)] = False
-    width, _ = _axis_of(image, "LR")
-    half = _on_side(inside, image, side, (start[width] + stop[width]) / 2)
+    width, depth = _axis_of(image, "LR")[0], _axis_of(image, "PA")[0]
+    front = _beyond(_within(body, start, stop), image, "PA", (start[depth] + stop[depth]) / 2)
+    half = _on_side(front, image, side, (start[width] + stop[width]) / 2)
     if not half.any():
         raise UserError(
             f"a {side} breast must show as an outline where there is no mask",
             name_of(image),
             "Add a mask in a folder masks beside images, or remove the volume",
         )
-    start, stop = _box(half, LEAST_SHARE)
-    extent = tuple(slice(first, end) for first, end in zip(start, stop, strict=True))
-    trimmed = np.zeros_like(half)
-    trimmed[extent] = half[extent]
-    return trimmed
+    return _within(half, *_box(half, LEAST_SHARE))
 
 
 def _on_side(inside: np.ndarray, image: MetaTensor, side: str, midline: float) -> np.ndarray:
     """What of ``inside`` lies on the patient's ``side`` of the plane at index ``midline``."""
-    axis, to_right = _axis_of(image, "LR")
-    other = [slice(None)] * 3
-    is_upper = to_right == (side == "right")
-    other[axis] = slice(None, round(midline)) if is_upper else slice(round(midline), None)
-    half = inside.copy()
-    half[tuple(other)] = False
-    return half
+    return _beyond(inside, image, "LR" if side == "right" else "RL", midline)
+
+
+def _beyond(inside: np.ndarray, image: MetaTensor, ends: str, index: float) -> np.ndarray:
+    """What of ``inside`` lies past ``index`` on the way between two ends of the body, such as "LR"."""
+    axis, grows = _axis_of(image, ends)
+    before = [slice(None)] * 3
+    before[axis] = slice(None, round(index)) if grows else slice(round(index), None)
+    kept = inside.copy()
+    kept[tuple(before)] = False
+    return kept
+
+
+def _within(inside: np.ndarray, start: list[int], stop: list[int]) -> np.ndarray:
+    """What of ``inside`` lies in a box."""
+    extent = tuple(slice(first, end) for first, end in zip(start, stop, strict=True))
+    kept = np.zeros_like(inside)
+    kept[extent] = inside[extent]
+    return kept
 
 
 def _box(inside: np.ndarray, least_share: float = 0.0) -> Box:

@@ -91,7 +91,8 @@ def fit_landmarks(volumes: Iterable[torch.Tensor], progress: bool = True, total:
                     "Remove the volume",
                 )
             nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), file)
-            one = torchio.HistogramStandardization.train([file], masking_function=_foreground, progress=False)
+            with np.errstate(divide="ignore"):  # equal percentiles are refused below
+                one = torchio.HistogramStandardization.train([file], masking_function=_foreground, progress=False)
             if not np.isfinite(one).all() or not one[-1] > one[0]:
                 raise UserError(
                     "histogram standardisation needs volumes of many values above their mean",
