@@ -19,6 +19,7 @@ from PIL import Image
 
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, radiograph_phantom, workers, write_phantoms
 from medical_diffusion.data.phantoms.workers import ordered_map, worker_count
+from medical_diffusion.data.reading.images import read_image
 from medical_diffusion.errors import UserError
 
 
@@ -65,6 +66,33 @@ def test_images_are_png_with_a_table_of_classes(tmp_path):
             assert np.array_equal(np.asarray(picture), phantom.image[..., 0])
 
 
+@pytest.mark.parametrize("kind", ["fundus", "histology"])
+def test_rgb_images_are_png_as_drawn_and_read_back_in_colour(tmp_path, kind):
+    folder = write_phantoms(kind, tmp_path, 2, (24, 16, 1), seed=5, progress=False)
+    listing = json.loads((folder / "phantoms.json").read_text())
+    assert listing["intensity_unit"] == "RGB, 0 to 255"
+    assert listing["classes"] == list(PHANTOM_KINDS[kind].classes)
+    for subject in listing["subjects"]:
+        phantom, path = PHANTOM_KINDS[kind].generate(subject["seed"], (24, 16, 1)), folder / subject["image"]["file"]
+        with Image.open(path) as picture:
+            assert picture.mode == "RGB"
+        read = read_image(path)
+        assert read.stored_range == (0, 255)
+        assert np.array_equal(read.pixels, phantom.image[:, :, 0])
+        assert np.ptp(phantom.image, axis=-1).max() > 30, "in colour"
+        assert subject["facts"] == phantom.facts
+
+
+def test_every_kind_has_the_channels_that_it_says():
+    for name, kind in PHANTOM_KINDS.items():
+        size = (16, 12, 1) if kind.planar else (16, 16, 16)
+        phantom = kind.generate(1, size)
+        assert phantom.image.shape == (size if kind.channels == 1 else (*size, kind.channels)), name
+        assert phantom.mask.shape == size, name
+        assert kind.planar or kind.channels == 1, name
+        assert not kind.classes or phantom.facts["class_name"] in kind.classes, name
+
+
 @pytest.mark.parametrize("file", ["labels.csv", "images/radiograph_00001.png"])
 def test_a_damaged_folder_of_images_is_rebuilt_equal(tmp_path, file):
     folder = write_phantoms("radiograph", tmp_path, 2, (16, 16, 1), progress=False)
@@ -73,7 +101,9 @@ def test_a_damaged_folder_of_images_is_rebuilt_equal(tmp_path, file):
     assert contents(write_phantoms("radiograph", tmp_path, 2, (16, 16, 1), progress=False)) == before
 
 
-@pytest.mark.parametrize(("kind", "size"), [("radiograph", (16, 16, 1)), ("chest_ct", (8, 8, 8))])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("radiograph", (16, 16, 1)), ("histology", (16, 16, 1)), ("chest_ct", (8, 8, 8))]
+)
 def test_two_processes_write_what_one_does(tmp_path, kind, size):
     one, two = (
         contents(write_phantoms(kind, tmp_path / str(n), 7, size, progress=False, max_workers=n)) for n in (1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medical_diffusion.data.phantoms import chest_ct, radiograph
+from medical_diffusion.data.phantoms import chest_ct, fundus, histology, radiograph
 from medical_diffusion.data.phantoms.primitives import Phantom
 from medical_diffusion.errors import UserError, did_you_mean
 
@@ -20,7 +20,8 @@ class PhantomKind:
         version: raised with every change of what a seed draws.
         intensity_unit: of its image.
         classes: names that ``facts["class_name"]`` takes; none where phantoms are unlabelled.
-        planar: images (H, W, 1), rows down and columns right, with whole grey values 0 to 255, instead of volumes.
+        planar: images with whole values 0 to 255, rows down and columns right, instead of volumes.
+        channels: 1 for an image (H, W, D), 3 for an RGB image (H, W, 1, 3), which is planar.
     """
 
     generate: Callable[[int, Sequence[int]], Phantom]
@@ -29,6 +30,7 @@ class PhantomKind:
     intensity_unit: str
     classes: tuple[str, ...] = ()
     planar: bool = False
+    channels: int = 1
 
 
 PHANTOM_KINDS: dict[str, PhantomKind] = {
@@ -40,6 +42,24 @@ PHANTOM_KINDS: dict[str, PhantomKind] = {
         intensity_unit="grey, 0 to 255",
         classes=radiograph.CLASSES,
         planar=True,
+    ),
+    "fundus": PhantomKind(
+        generate=fundus.fundus_phantom,
+        labels=fundus.MASK_LABELS,
+        version=fundus.VERSION,
+        intensity_unit="RGB, 0 to 255",
+        classes=fundus.CLASSES,
+        planar=True,
+        channels=3,
+    ),
+    "histology": PhantomKind(
+        generate=histology.histology_phantom,
+        labels=histology.MASK_LABELS,
+        version=histology.VERSION,
+        intensity_unit="RGB, 0 to 255",
+        classes=histology.CLASSES,
+        planar=True,
+        channels=3,
     ),
 }
 

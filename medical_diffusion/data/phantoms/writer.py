@@ -1,7 +1,8 @@
 """Phantoms as files with a listing that says what they are and proves that they are whole.
 
-Volumes become NIfTI images and masks, images become 8-bit grey PNG, and classes become lines of ``labels.csv``. Several
-processes draw them and this one writes them in order, with the bytes that one process would write.
+Volumes become NIfTI images and masks, images become 8-bit PNG, grey or RGB, and classes become lines of
+``labels.csv``. Several processes draw them and this one writes them in order, with the bytes that one process would
+write.
 
 A folder's name carries the arguments, its files are complete or absent: everything is written into a temporary folder
 beside it, which is renamed when the listing is in place.
@@ -168,9 +169,9 @@ def _labels_csv(subjects: Sequence[Mapping[str, Any]]) -> str:
 
 
 def png_bytes(phantom: Phantom) -> bytes:
-    """A planar phantom's image as the bytes of an 8-bit grey .png file."""
+    """A planar phantom's image, (H, W, 1) or (H, W, 1, 3), as the bytes of an 8-bit .png file, grey or RGB."""
     buffer = io.BytesIO()
-    Image.fromarray(phantom.image[..., 0].astype(np.uint8)).save(buffer, format="png")
+    Image.fromarray(phantom.image[:, :, 0].astype(np.uint8)).save(buffer, format="png")
     return buffer.getvalue()
 
 
