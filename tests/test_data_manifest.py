@@ -93,8 +93,8 @@ def test_other_bad_manifests(tmp_path: Path) -> None:
         load_manifest(tmp_path / "gone.json")
     with pytest.raises(UserError, match=r"add up to 1"):
         load_manifest(write_manifest(tmp_path, split={"by": "patient", "train": 0.8, "validation": 0.2, "test": 0.2}))
-    layout = BASE["layout"] | {"label": "labels/{name}.nii.gz"}
-    with pytest.raises(UserError, match=r"may only hold \{stem\} and \{subject\}"):
+    layout = BASE["layout"] | {"masks": {"paths": ["labels/{name}.nii.gz"]}}
+    with pytest.raises(UserError, match=r"may only hold \{stem\} and \{subject\}.*labels/\{name\}"):
         load_manifest(write_manifest(tmp_path, layout=layout))
 
 
@@ -116,24 +116,24 @@ def test_links_that_leave_the_folder(tmp_path: Path, listed: bool) -> None:
         find_volumes(data, load_manifest(write_manifest(tmp_path, **changes)))
 
 
-def test_layout_with_exclusion_and_labels(tmp_path: Path) -> None:
+def test_layout_with_exclusion_and_masks(tmp_path: Path) -> None:
     for name in ("ct/P1_a", "ct/P1_b", "ct/P2_a", "ct/old/P3", "seg/P1_a"):
         write_nifti(tmp_path / f"{name}.nii.gz")
     layout = {
         "images": ["ct/**/*.nii.gz"],
         "exclude": ["ct/old/**"],
         "subject": "(P\\d)",
-        "label": "seg/{stem}.nii.gz",
+        "masks": {"paths": ["seg/{stem}.nii.gz"]},
     }
     found = find_volumes(tmp_path, load_manifest(write_manifest(tmp_path, layout=layout)))
-    assert [(v.path.name, v.subject, v.label is not None) for v in found] == [
+    assert [(v.path.name, v.subject, v.mask is not None) for v in found] == [
         ("P1_a.nii.gz", "P1", True),
         ("P1_b.nii.gz", "P1", False),
         ("P2_a.nii.gz", "P2", False),
     ]
     data = build_datalist(tmp_path, write_manifest(tmp_path, layout=layout))
     items = data.train + data.validation
-    assert [i["label"] for i in items if "label" in i] == [str(tmp_path / "seg" / "P1_a.nii.gz")]
+    assert [i["mask"] for i in items if "mask" in i] == [str(tmp_path / "seg" / "P1_a.nii.gz")]
 
 
 def test_split_by_volume_where_no_patient_ids_are_published(tmp_path: Path) -> None:
@@ -145,8 +145,11 @@ def test_split_by_volume_where_no_patient_ids_are_published(tmp_path: Path) -> N
 
 def test_nothing_matches(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
-    with pytest.raises(UserError, match=r"files of manifest small.*1 images such as a.nii.gz, none matching x/"):
-        find_volumes(tmp_path, load_manifest(write_manifest(tmp_path, layout={"images": ["x/*"], "subject": "P"})))
+    other = load_manifest(write_manifest(tmp_path, layout={"images": ["x/*"], "subject": "P"}))
+    with pytest.raises(
+        UserError, match=r"manifest small, the first x/\*\. .*1 images, the first a.nii.gz; none matching"
+    ):
+        find_volumes(tmp_path, other)
     with pytest.raises(UserError, match=r"layout.subject must find a subject id.*a.nii.gz"):
         find_volumes(tmp_path, load_manifest(write_manifest(tmp_path)))
 

@@ -6,10 +6,11 @@ from medical_diffusion.data.halves import both_halves
 from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
 from medical_diffusion.data.listing.classes import count_labels, resolve_classes
 from medical_diffusion.data.listing.datalist import DataList, build_datalist
-from medical_diffusion.data.listing.discovery import VolumeFile, find_volumes
+from medical_diffusion.data.listing.discovery import find_volumes
 from medical_diffusion.data.listing.manifest import Manifest, load_manifest
 from medical_diffusion.data.listing.split import split_subjects
 from medical_diffusion.data.listing.tables import read_table
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.loader import StepLoader, StepSampler
 from medical_diffusion.data.preprocessing import (
     CenterCropOrPadd,

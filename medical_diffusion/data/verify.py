@@ -23,9 +23,9 @@ from medical_diffusion.data.checks import (
     raise_faults,
     voxel_faults,
 )
-from medical_diffusion.data.listing.classes import count_labels, resolve_classes
-from medical_diffusion.data.listing.discovery import VolumeFile
+from medical_diffusion.data.listing.classes import count_labels
 from medical_diffusion.data.listing.source import DataSource, stated_split
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.dicom import choose_series, series_faults
 from medical_diffusion.data.reading.flat_image import channel_error, check_channels, is_grey
 from medical_diffusion.data.reading.headers import read_header
@@ -143,7 +143,7 @@ def verify_dataset(
     label_counts: dict[str, int] = {}
     try:
         stated_split(volumes)
-        names, numbers = resolve_classes(volumes, classes, source.asks_for_labels(classes, labels))
+        names, numbers = source.resolve_classes(volumes, classes, labels)
         label_counts = count_labels(names, numbers)
     except UserError as error:
         faults.append(Fault.from_error(source.table or source.root, error))
@@ -184,8 +184,8 @@ def check_volume(
             faults.append(Fault.from_error(path, channel_error(path, 1, 3)))
         if not faults and not is_intact(path):
             faults.append(_damaged(path, "the file ends early, or its compressed content is damaged"))
-        if volume.label is not None and not faults:
-            faults += _label_faults(volume.label, header)
+        for mask in filter(None, (volume.label, volume.mask)):
+            faults += _mask_faults(mask, path, header) if not faults else []
         if not faults and not headers_only:
             if not has_valid_checksum(path):
                 faults.append(_damaged(path, "its gzip checksum does not fit its content"))
@@ -202,12 +202,21 @@ def check_volume(
     return VolumeRecord(volume, header, intensity, tuple(faults))
 
 
-def _label_faults(label: Path, image: VolumeHeader) -> list[Fault]:
-    header = read_header(label)
+def _mask_faults(mask: Path, path: Path, image: VolumeHeader) -> list[Fault]:
+    """Faults of a mask that does not lie on its image."""
+    header, remedy = read_header(mask), "Resample the mask to its image"
     if header.spatial_shape != image.spatial_shape:
-        value = f"{header.spatial_shape} for an image of {image.spatial_shape}"
-        return [Fault(label, "a label must have the shape of its image", value, "Resample the label to its image")]
+        value = f"{header.spatial_shape} for {image.spatial_shape} of {path}"
+        return [Fault(mask, "a mask must have the shape of its image", value, remedy)]
+    # Text headers (NRRD, DICOM) round: corners of a long volume may lie a hundredth of a voxel apart.
+    if not np.allclose(header.affine, image.affine, rtol=1e-4, atol=1e-2 * min(image.spacing)):
+        value = f"{_rows(header)} for {_rows(image)} of {path}"
+        return [Fault(mask, "a mask must have the affine of its image", value, remedy)]
     return []
+
+
+def _rows(header: VolumeHeader) -> str:
+    return str(np.round(header.affine[:3], 3).tolist())
 
 
 def _mixed_depth_faults(records: Sequence[VolumeRecord]) -> list[Fault]:

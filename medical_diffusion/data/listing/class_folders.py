@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
-from medical_diffusion.data.listing.discovery import VolumeFile, is_container, subject_by_path
+from medical_diffusion.data.listing.discovery import is_container, subject_by_path
 from medical_diffusion.data.listing.tables import split_of
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.formats import stem_of
 
 _BIDS = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")

@@ -10,8 +10,8 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from medical_diffusion.data.listing.discovery import VolumeFile
 from medical_diffusion.data.listing.tables import shown
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
-from medical_diffusion.data.listing.classes import count_labels, resolve_classes
-from medical_diffusion.data.listing.discovery import VolumeFile
-from medical_diffusion.data.listing.manifest import SplitRule
+from medical_diffusion.data.listing.classes import count_labels
+from medical_diffusion.data.listing.rules import SplitRule
 from medical_diffusion.data.listing.source import DataSource, stated_split
 from medical_diffusion.data.listing.split import split_subjects
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.errors import UserError
 
@@ -27,7 +27,7 @@ _SAMPLED_BYTES = 4096
 
 @dataclass(frozen=True)
 class DataList:
-    """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label", "series_uid" and "class_label".
+    """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label", "mask", "series_uid", "class_label".
 
     Attributes:
         fingerprint: changes with the names, sizes, first and last bytes of the files and with the split; a copied
@@ -80,7 +80,8 @@ def build_datalist(
         validation_fraction, test_fraction, salt: of the split; default: the manifest's, else 0.1, 0.1 and "".
         datalist: a CSV, an MSD ``dataset.json`` or a MONAI datalist that names the images, instead of a manifest.
         class_folders: the first folder below ``dataset_dir`` that is no container is the class.
-        classes: names of the classes in the order of their numbers; default: those that occur, sorted.
+        classes: names of the classes in the order of their numbers; default: the manifest's, else those that occur,
+            sorted.
         planar: flat images count, and each DICOM file is an image of its own.
         image_column, label_column, subject_column: of the datalist; default: found by their usual names.
         labels: ``True`` demands labels of two classes or more, ``False`` passes over them; by default they are taken
@@ -95,7 +96,7 @@ def build_datalist(
     )
     volumes, faults = source.scan()
     raise_faults(faults, "every volume of the dataset must be found", "Correct the files, the manifest or the list")
-    names, numbers = resolve_classes(volumes, classes, source.asks_for_labels(classes, labels))
+    names, numbers = source.resolve_classes(volumes, classes, labels)
     parts = _assign(volumes, source, validation_fraction, test_fraction, salt)
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in _PARTS}
     digest, classes_digest = hashlib.sha256(), hashlib.sha256("\n".join(names).encode())
@@ -106,6 +107,8 @@ def build_datalist(
             item["series_uid"] = volume.series_uid
         if volume.label:
             item["label"] = str(volume.label)
+        if volume.mask:
+            item["mask"] = str(volume.mask)
         if names:
             item["class_label"] = numbers[position]
             classes_digest.update(f"{numbers[position]}\n".encode())

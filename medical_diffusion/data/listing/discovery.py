@@ -14,13 +14,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, raise_faults
-from medical_diffusion.data.listing.manifest import Manifest, ManifestFile, inside
+from medical_diffusion.data.listing.labels import label_by_manifest
+from medical_diffusion.data.listing.manifest import Manifest, inside
+from medical_diffusion.data.listing.masks import add_masks
+from medical_diffusion.data.listing.rules import ManifestFile
+from medical_diffusion.data.listing.series import choose_listed
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.dicom import choose_series, scan_folder
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 from medical_diffusion.errors import UserError
@@ -31,33 +35,6 @@ logger = logging.getLogger(__name__)
 _FOLDERS_WITHOUT_PROGRESS = 20
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|seg|segmentations?)(tr|ts)?", re.IGNORECASE)
 _CONTAINER_FOLDER = re.compile(r"(images?|volumes?)(tr|ts)?|train(ing)?|val(id(ation)?)?|test(ing)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class VolumeFile:
-    """One volume: a file, or the folder of a DICOM series.
-
-    Attributes:
-        path: where it lies.
-        subject: id of the patient; volumes of one subject never cross a split.
-        kind: "nifti", "nrrd", "metaimage" or "dicom"; "png", "jpeg", "tiff" or "numpy" for flat images.
-        series_uid: which series of a DICOM folder, where the manifest chose one.
-        label: its label volume (a segmentation), where the manifest names one and the file is there.
-        split: "train", "validation" or "test" where the manifest, a list or a folder fixes it.
-        sha256: expected checksum where the manifest states it.
-        class_name: its class where a manifest, a list or a folder says so.
-        place: the row of the list that names it, for messages.
-    """
-
-    path: Path
-    subject: str
-    kind: str
-    series_uid: str | None = None
-    label: Path | None = None
-    split: str | None = None
-    sha256: str | None = None
-    class_name: str | None = None
-    place: str | None = None
 
 
 def find_volumes(dataset_dir: str | Path, manifest: Manifest | None = None, planar: bool = False) -> list[VolumeFile]:
@@ -90,6 +67,10 @@ def scan_volumes(
         volumes, faults = _searched(root, manifest, planar)
     volumes.sort(key=lambda v: (v.path.as_posix(), v.series_uid or ""))
     if manifest is not None:
+        volumes = choose_listed(manifest, volumes)
+        for add in (label_by_manifest, add_masks):
+            volumes, more = add(root, manifest, volumes)
+            faults += more
         _compare_counts(manifest, volumes)
     return volumes, faults
 
@@ -117,7 +98,10 @@ def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list
         suffixes = Counter("".join(path.suffixes[-2:]).lower() or "no suffix" for path in files).most_common(8)
         found = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes) or "no files"
         hint = "; flat images belong to a bundle of depth 1" if any(map(is_flat_format, files)) else ""
-        remedy = f"Supported: {supported(planar)}{hint}"
+        expected = (
+            f"The first image of manifest {manifest.name} is {manifest.expected}. " if manifest is not None else ""
+        )
+        remedy = f"{expected}Supported: {supported(planar)}{hint}"
         raise UserError("dataset_dir must hold readable images", f"{root} with {found}", remedy)
     if manifest is None:
         chosen = _without_labels(root, kinds)
@@ -126,8 +110,8 @@ def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list
         if not chosen:
             example = next(iter(kinds)).relative_to(root).as_posix()
             raise UserError(
-                f"dataset_dir must hold files of manifest {manifest.name}",
-                f"{root} with {len(kinds)} images such as {example}, none matching {', '.join(manifest.images)}",
+                f"dataset_dir must hold files of manifest {manifest.name}, the first {manifest.expected}",
+                f"{root} with {len(kinds)} images, the first {example}; none matching {', '.join(manifest.images)}",
                 "Pass the folder above or below, or omit --manifest",
             )
     modalities = manifest.dicom_modalities if manifest is not None else ()
@@ -160,12 +144,7 @@ def _file_volume(root: Path, path: Path, kind: str, manifest: Manifest | None) -
     if manifest is None:
         return VolumeFile(path, subject_by_path(root, path), kind)
     inside(root, relative)
-    subject = manifest.subject_of(relative)
-    label = None
-    if manifest.label is not None:
-        label = inside(root, manifest.label.format(stem=stem_of(path), subject=subject))
-        label = label if label.is_file() else None
-    return VolumeFile(path, _split_unit(manifest, subject, relative), kind, label=label)
+    return VolumeFile(path, _split_unit(manifest, relative), kind)
 
 
 def _dicom_volume(root: Path, folder: Path, manifest: Manifest | None, modalities: tuple[str, ...]) -> VolumeFile:
@@ -176,8 +155,7 @@ def _dicom_volume(root: Path, folder: Path, manifest: Manifest | None, modalitie
     uid = series.uid if len(scan_folder(folder)) > 1 else None
     if manifest is None:
         return VolumeFile(folder, series.patient_id or subject_by_path(root, folder), "dicom", uid)
-    subject = _split_unit(manifest, manifest.subject_of(f"{relative}/"), relative)
-    return VolumeFile(folder, subject, "dicom", uid)
+    return VolumeFile(folder, _split_unit(manifest, f"{relative}/"), "dicom", uid)
 
 
 def _dicom_images(
@@ -196,8 +174,10 @@ def _dicom_images(
     return images
 
 
-def _split_unit(manifest: Manifest, subject: str, relative: str) -> str:
-    return subject if manifest.split.by == "patient" else relative
+def _split_unit(manifest: Manifest, relative: str) -> str:
+    """What never crosses a split: the subject in a path, or the path itself where the data name none."""
+    subject = manifest.subject_of(relative)
+    return subject if manifest.split.has_subjects else relative.rstrip("/")
 
 
 def _listed(root: Path, manifest: Manifest, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
@@ -225,7 +205,7 @@ def _listed_volume(path: Path, label: Path | None, entry: ManifestFile, manifest
         if entry.sha256:
             raise UserError("sha256 in a manifest belongs to a file", str(path), "Remove it from this DICOM folder")
         choose_series(path, entry.series_uid, () if entry.series_uid else manifest.dicom_modalities)
-    subject = entry.subject or _split_unit(manifest, manifest.subject_of(entry.path), entry.path)
+    subject = entry.subject or _split_unit(manifest, entry.path)
     return VolumeFile(path, subject, kind, entry.series_uid, label, entry.split, entry.sha256, entry.class_name)
 
 
@@ -277,7 +257,12 @@ def is_container(folder: str) -> bool:
 
 
 def _compare_counts(manifest: Manifest, volumes: list[VolumeFile]) -> None:
-    found = {"subjects": len({v.subject for v in volumes}), "volumes": len(volumes)}
-    for noun, stated in manifest.counts.items():
-        if found[noun] != stated:
-            logger.warning("Manifest %s states %d %s, found %d", manifest.name, stated, noun, found[noun])
+    """Warn where a copy is not what the manifest counts, with both figures."""
+    by_class = Counter(volume.class_name for volume in volumes)
+    found = {"subjects": len({volume.subject for volume in volumes}), "volumes": len(volumes)}
+    compared = [(noun, manifest.counts.get(noun), count) for noun, count in found.items()]
+    stated_classes = manifest.counts.get("classes", {})
+    compared += [(f"images of class {name}", stated, by_class[name]) for name, stated in stated_classes.items()]
+    for noun, stated, count in compared:
+        if stated is not None and stated != count:
+            logger.warning("Manifest %s states %d %s, found %d", manifest.name, stated, noun, count)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
-from medical_diffusion.data.listing.discovery import VolumeFile
 from medical_diffusion.data.listing.tables import ListedImage
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 
 logger = logging.getLogger(__name__)

@@ -6,52 +6,46 @@ import functools
 import importlib.resources
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medical_diffusion.data.listing.rules import ClassRule, ManifestFile, MaskRule, SplitRule
 from medical_diffusion.errors import UserError, did_you_mean
 
-
-@dataclass(frozen=True)
-class ManifestFile:
-    """One explicitly named volume; paths are relative to ``dataset_dir``; ``label`` is a segmentation."""
-
-    path: str
-    subject: str | None = None
-    series_uid: str | None = None
-    label: str | None = None
-    sha256: str | None = None
-    split: str | None = None
-    class_name: str | None = None
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How subjects are split: fractions of the subjects, what a subject is, and the salt of the hash."""
-
-    by: str = "patient"
-    validation: float = 0.1
-    test: float = 0.1
-    salt: str = ""
+SERIES_SUFFIX = ".series.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest; ``fields`` holds the JSON as it was written."""
+    """A checked manifest.
+
+    Attributes:
+        folder: where it lies; the file of its series lies beside it.
+        fields: the JSON as it was written.
+    """
 
     name: str
     images: tuple[str, ...]
     exclude: tuple[str, ...]
     subject: re.Pattern[str]
-    label: str | None
     dicom_modalities: tuple[str, ...]
     split: SplitRule
     files: tuple[ManifestFile, ...]
-    counts: dict[str, int] = field(default_factory=dict)
+    folder: Traversable
+    masks: MaskRule | None = None
+    classes: ClassRule | None = None
+    example: str | None = None
+    planar: bool = False
+    counts: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def expected(self) -> str:
+        """What the first image's path should look like, for messages."""
+        return self.example or " or ".join(self.images)
 
     def matches(self, relative: str) -> bool:
         """Whether ``layout`` takes the file at this path relative to ``dataset_dir``."""
@@ -79,16 +73,16 @@ def load_manifest(manifest: str | Path) -> Manifest:
     Raises:
         UserError: not found, not JSON, or in breach of the schema (every breach is listed).
     """
-    content, origin = _read_bytes(str(manifest))
+    file, folder = _find(str(manifest))
     try:
-        fields = json.loads(content)
+        fields = json.loads(file.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError("a manifest must be valid JSON", f"{origin} ({error})", "Correct the file") from error
+        raise UserError("a manifest must be valid JSON", f"{file} ({error})", "Correct the file") from error
     breaches = _schema_breaches(fields)
     if breaches:
         raise UserError(
             "a manifest must keep its schema",
-            f"{origin}: " + "; ".join(breaches),
+            f"{file}: " + "; ".join(breaches),
             "Correct these fields; the schema is medical_diffusion/data/listing/manifest.schema.json",
         )
     layout, split = fields["layout"], fields.get("split", {})
@@ -99,12 +93,9 @@ def load_manifest(manifest: str | Path) -> Manifest:
     for entry in files:
         for relative in filter(None, (entry.path, entry.label)):
             check_relative(relative)
-    for pattern in (*layout["images"], layout.get("label", "")):
+    masks = _mask_rule(layout["masks"]) if "masks" in layout else None
+    for pattern in (*layout["images"], *(masks.paths if masks else ())):
         check_relative(pattern)
-    try:
-        layout.get("label", "").format(stem="", subject="")
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError("layout.label may only hold {stem} and {subject}", layout["label"]) from error
     rule = SplitRule(
         by=split.get("by", "patient"),
         validation=split.get("validation", SplitRule.validation),
@@ -118,10 +109,14 @@ def load_manifest(manifest: str | Path) -> Manifest:
         images=tuple(layout["images"]),
         exclude=tuple(layout.get("exclude", ())),
         subject=re.compile(layout["subject"]),
-        label=layout.get("label"),
         dicom_modalities=tuple(layout.get("dicom_modalities", ())),
         split=rule,
         files=files,
+        folder=folder,
+        masks=masks,
+        classes=ClassRule.of(fields["classes"]) if "classes" in fields else None,
+        example=layout.get("example"),
+        planar=fields.get("planar", False),
         counts=dict(fields.get("counts", {})),
         fields=fields,
     )
@@ -129,13 +124,18 @@ def load_manifest(manifest: str | Path) -> Manifest:
 
 def packaged_manifests() -> dict[str, Traversable]:
     """Manifests that come with the package, by name."""
-    try:
-        folder: Traversable = importlib.resources.files("medical_diffusion.data_manifests")
-    except ModuleNotFoundError:  # a source checkout that is not installed
-        folder = Path(__file__).resolve().parents[3] / "data_manifests"
+    folder = _packaged_folder()
     if not folder.is_dir():
         return {}
-    return {entry.name.removesuffix(".json"): entry for entry in folder.iterdir() if entry.name.endswith(".json")}
+    files = [file for file in folder.iterdir() if file.name.endswith(".json") and not file.name.endswith(SERIES_SUFFIX)]
+    return {file.name.removesuffix(".json"): file for file in sorted(files, key=lambda file: file.name)}
+
+
+def _packaged_folder() -> Traversable:
+    try:
+        return importlib.resources.files("medical_diffusion.data_manifests")
+    except ModuleNotFoundError:  # a source checkout that is not installed
+        return Path(__file__).resolve().parents[3] / "data_manifests"
 
 
 def check_relative(relative: str) -> None:
@@ -170,17 +170,27 @@ def inside(dataset_dir: Path, relative: str) -> Path:
     return path
 
 
-def _read_bytes(manifest: str) -> tuple[bytes, str]:
+def _find(manifest: str) -> tuple[Traversable, Traversable]:
+    """A manifest's file and folder."""
     path = Path(manifest).expanduser()
     if path.is_file():
-        return path.read_bytes(), str(path)
+        return path, path.parent
     known = packaged_manifests()
     # data_manifests/NAME.json names a packaged manifest also where no checkout is at hand.
     if path.stem in known and path.parent.name in ("", "data_manifests") and path.suffix in ("", ".json"):
-        return known[path.stem].read_bytes(), f"{path.stem} (packaged)"
+        return known[path.stem], _packaged_folder()
     if path.suffix == ".json" or path.parent != Path("."):
-        raise UserError("the manifest must exist", manifest, f"Packaged: {', '.join(sorted(known)) or 'none'}")
+        raise UserError("the manifest must exist", manifest, f"Packaged: {', '.join(known) or 'none'}")
     raise UserError("the manifest must exist", manifest, did_you_mean(manifest, known))
+
+
+def _mask_rule(fields: Mapping[str, Any]) -> MaskRule:
+    for path in fields["paths"]:
+        try:
+            path.format(stem="", subject="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError("layout.masks.paths may only hold {stem} and {subject}", path) from error
+    return MaskRule(tuple(fields["paths"]), fields.get("required", False))
 
 
 def _schema_breaches(fields: Any) -> list[str]:

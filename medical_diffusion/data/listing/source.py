@@ -8,10 +8,12 @@ from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.class_folders import label_by_folder
-from medical_diffusion.data.listing.discovery import VolumeFile, check_dataset_dir, scan_volumes
+from medical_diffusion.data.listing.classes import resolve_classes
+from medical_diffusion.data.listing.discovery import check_dataset_dir, scan_volumes
 from medical_diffusion.data.listing.entries import locate
 from medical_diffusion.data.listing.manifest import Manifest, load_manifest
 from medical_diffusion.data.listing.tables import read_table
+from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.errors import UserError
 
 
@@ -89,11 +91,21 @@ class DataSource:
             faults += more
         return volumes, faults
 
-    def asks_for_labels(self, classes: Sequence[str] | None, labels: bool | None) -> bool | None:
-        """``labels``, or ``True`` where another option asks for them."""
+    def resolve_classes(
+        self, volumes: Sequence[VolumeFile], classes: Sequence[str] | None, labels: bool | None
+    ) -> tuple[tuple[str, ...], list[int]]:
+        """Class names and the class of each volume; the manifest's classes where none are given.
+
+        Labels are demanded where another option asks for them.
+
+        Raises:
+            UserError: as of ``classes.resolve_classes``.
+        """
         if labels is None and (classes is not None or self.columns[1] is not None or self.class_folders):
-            return True
-        return labels
+            labels = True
+        if classes is None and self.manifest is not None and self.manifest.classes is not None:
+            classes = self.manifest.classes.names
+        return resolve_classes(volumes, classes, labels)
 
     def relative(self, path: Path) -> str:
         """A path as the fingerprint holds it: relative to the folder, or to the list, so that copies agree."""

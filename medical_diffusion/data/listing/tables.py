@@ -74,14 +74,10 @@ def read_table(
     path = Path(str(table)).expanduser()
     if not path.is_file():
         raise UserError("datalist must be an existing CSV or JSON file", str(path), "Check the path")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError("a datalist must be text in UTF-8", f"{path} ({error})", "Save it as CSV UTF-8") from error
     if path.suffix.lower() == ".json":
-        entries = _json_entries(path, text, image_column, label_column, subject_column)
+        entries = _json_entries(path, _read_text(path), image_column, label_column, subject_column)
     else:
-        entries = _csv_entries(path, text, image_column, label_column, subject_column)
+        entries = _csv_entries(path, image_column, label_column, subject_column)
     if not entries:
         raise UserError("a datalist must name at least one image", str(path), "Add a row for each image")
     return entries
@@ -98,7 +94,37 @@ def split_of(name: str) -> str | None:
     return _SPLITS.get(name.strip().lower())
 
 
-def _csv_entries(path: Path, text: str, image: str | None, label: str | None, subject: str | None) -> list[ListedImage]:
+@dataclass(frozen=True)
+class Rows:
+    """A CSV file: names of its columns, and each row as text with its line."""
+
+    path: Path
+    header: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+    def column(self, name: str) -> list[str]:
+        """The stripped cells of a column.
+
+        Raises:
+            UserError: no such column.
+        """
+        if name not in self.header:
+            listed = f"{self.path} with columns {', '.join(self.header)}"
+            raise UserError(f"a table must have the column {name}", listed, did_you_mean(name, self.header))
+        place = self.header.index(name)
+        return [row[place].strip() for _, row in self.rows]
+
+
+def read_csv(path: Path, header: Sequence[str] | None = None) -> Rows:
+    """A CSV file (comma, semicolon or tab), blank lines left out.
+
+    Args:
+        header: names of the columns where the file has no header of its own.
+
+    Raises:
+        UserError: empty, not UTF-8, not CSV, or rows of unequal length.
+    """
+    text = _read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), None)
     if first is None:
         raise UserError("a datalist must name at least one image", f"{path}, which is empty", "Add a header and rows")
@@ -107,13 +133,27 @@ def _csv_entries(path: Path, text: str, image: str | None, label: str | None, su
     delimiter = max(",;\t", key=first.count)
     lines = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
-        rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
+        rows = [(lines.line_num, tuple(row)) for row in lines if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise UserError("a datalist must be a readable CSV file", f"{path} ({error})", "Save it again") from error
-    header = [name.strip() for name in rows[0][1]]
-    ragged = [f"line {line} with {len(row)}" for line, row in rows[1:] if len(row) != len(header)]
+    if header is None:
+        header = [name.strip() for name in rows.pop(0)[1]]
+    ragged = [f"line {line} with {len(row)}" for line, row in rows if len(row) != len(header)]
     if ragged:
         raise UserError(f"every row of {path} must have the {len(header)} fields of its header", shown(ragged))
+    return Rows(path, tuple(header), tuple(rows))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("a datalist must be text in UTF-8", f"{path} ({error})", "Save it as CSV UTF-8") from error
+
+
+def _csv_entries(path: Path, image: str | None, label: str | None, subject: str | None) -> list[ListedImage]:
+    table = read_csv(path)
+    header = list(table.header)
     columns = {
         "path": _column(path, header, "image", image, IMAGE_COLUMNS, needed=True),
         "class_name": _column(path, header, "label", label, LABEL_COLUMNS),
@@ -121,7 +161,7 @@ def _csv_entries(path: Path, text: str, image: str | None, label: str | None, su
         "split": _column(path, header, "split", None, SPLIT_COLUMNS),
     }
     entries = []
-    for line, row in rows[1:]:
+    for line, row in table.rows:
         fields = {key: row[column].strip() or None for key, column in columns.items() if column is not None}
         entries.append((f"line {line}", fields))
     return _checked(path, entries)
