@@ -61,6 +61,14 @@ def test_the_margin_is_in_millimetres_and_ends_with_the_volume() -> None:
     assert half("left", margin=1000.0).shape == (1, 60, 40, 12)
 
 
+def test_only_the_labels_of_the_breast_count() -> None:
+    image, mask = torso()
+    mask[10:12, 20:22, 4:6] = 2
+    mask[:, 4:18] = 3
+    item = {"image": as_volume(image), "mask": as_volume(mask), "side": "right"}
+    assert CropHalfd("image", margin=0)(item)["image"].eq(RIGHT).all()
+
+
 @pytest.mark.parametrize("axcodes", ["RAS", "LPI", "SAL"])
 def test_without_a_mask_the_outline_is_taken(axcodes: str) -> None:
     for side, value, other in (("left", LEFT, RIGHT), ("right", RIGHT, LEFT)):
@@ -86,8 +94,8 @@ def test_masks_that_do_not_fit() -> None:
     shifted.affine = shifted.affine + torch.tensor([[0, 0, 0, 3.0]] + [[0.0] * 4] * 3)
     with pytest.raises(UserError, match=r"must lie where its image lies.*3 mm"):
         crop({"image": as_volume(image), "mask": shifted, "side": "left"})
-    with pytest.raises(UserError, match="must hold a voxel above 0"):
-        crop({"image": as_volume(image), "mask": as_volume(mask * 0), "side": "left"})
+    with pytest.raises(UserError, match=r"must hold voxels of 1 or 2.*with 0, 255"):
+        crop({"image": as_volume(image), "mask": as_volume(mask * 255), "side": "left"})
     with pytest.raises(UserError, match="must be left or right"):
         crop({"image": as_volume(image), "side": "both"})
     with pytest.raises(UserError, match="where a volume varies"):

@@ -11,7 +11,7 @@ they are. Axes are found by the affine, whichever their order.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel
@@ -24,6 +24,8 @@ from medical_diffusion.data.preprocessing.naming import name_of
 from medical_diffusion.errors import UserError
 
 SIDES = ("left", "right")
+#: Values of a mask that are breast: the breast, and fibroglandular tissue where it is told apart.
+BREAST = (1, 2)
 #: Share of the fullest plane's body voxels from which on a plane counts as body.
 LEAST_SHARE = 0.05
 #: Largest distance of a mask's corners from its image's, in voxels.
@@ -39,6 +41,7 @@ class CropHalfd(MapTransform):
         mask_key: key of the breast mask, a volume on the image's grid; removed from the item.
         side_key: key of "left" or "right".
         margin: millimetres kept around the box, inside the volume.
+        labels: values of the mask that are breast; others, such as a chest wall, are not.
 
     Raises:
         UserError: a mask of another shape or place than its image, or without a voxel; no body found; another side.
@@ -50,12 +53,14 @@ class CropHalfd(MapTransform):
         mask_key: str = "mask",
         side_key: str = "side",
         margin: float = 10.0,
+        labels: Sequence[int] = BREAST,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if margin < 0:
             raise UserError("the margin of a half must be 0 mm or more", margin)
         self.mask_key, self.side_key, self.margin = mask_key, side_key, float(margin)
+        self.labels = tuple(labels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Crop ``data[key]``, a ``MetaTensor`` of shape ``(C, H, W, D)``."""
@@ -67,7 +72,9 @@ class CropHalfd(MapTransform):
             image = item[key]
             if mask is not None:
                 check_mask(mask, image)
-            inside = breast_of_mask(mask, side) if mask is not None else breast_by_outline(image, side)
+                inside = breast_of_mask(mask, side, self.labels)
+            else:
+                inside = breast_by_outline(image, side)
             start, stop = _with_margin(_box(inside), image, self.margin)
             item[key] = SpatialCrop(roi_start=start, roi_end=stop)(image)
         return item
@@ -91,15 +98,20 @@ def check_mask(mask: MetaTensor, image: MetaTensor) -> None:
         raise UserError("a mask must lie where its image lies (the affine)", value, remedy)
 
 
-def breast_of_mask(mask: MetaTensor, side: str) -> np.ndarray:
-    """Voxels of the mask on one side of the midline of its bounding box, ``(H, W, D)``.
+def breast_of_mask(mask: MetaTensor, side: str, labels: Sequence[int] = BREAST) -> np.ndarray:
+    """Voxels of these labels on one side of the midline of its bounding box, ``(H, W, D)``.
 
     Raises:
         UserError: nothing is masked.
     """
-    inside = mask[0].numpy(force=True) > 0
+    values = mask[0].numpy(force=True)
+    inside = np.isin(values, labels)
     if not inside.any():
-        raise UserError("a breast mask must hold a voxel above 0", name_of(mask), "Draw the mask again, or remove it")
+        raise UserError(
+            f"a breast mask must hold voxels of {' or '.join(map(str, labels))}",
+            f"{name_of(mask)} with {', '.join(f'{value:g}' for value in np.unique(values)[:8])}",
+            "Draw the mask again, or remove it to have the breasts found by their outline",
+        )
     axis, _ = _axis_of(mask, "LR")
     start, stop = _box(inside)
     return _on_side(inside, mask, side, (start[axis] + stop[axis]) / 2)
