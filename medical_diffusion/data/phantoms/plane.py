@@ -78,7 +78,7 @@ class Plane:
 
     def coverage(self, distance: Array, blur: float = 0) -> Array:
         """Share of each pixel that a structure fills, from its signed distance; ``blur`` widens the edge."""
-        return np.clip(0.5 - distance / max(self.step, blur), 0, 1)
+        return np.minimum(np.maximum(0.5 - distance * (1 / max(self.step, blur)), 0), 1)
 
     def tube(self, start: FlatPoint, end: FlatPoint, radii: tuple[float, float]) -> tuple[FlatBox, Array]:
         """Box and coverage of a strip with round ends, whose half width runs from ``radii[0]`` to ``radii[1]``."""
@@ -86,11 +86,14 @@ class Plane:
         box = self.box([start, end], max(*radii, least) + self.step / 2)
         x, y = self.within(box)
         (dx, dy), x, y = (float(end[0] - start[0]), float(end[1] - start[1])), x - start[0], y - start[1]
-        share = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
+        length = max(dx * dx + dy * dy, 1e-12)
+        share = np.minimum(np.maximum(x * (dx / length) + y * (dy / length), 0), 1)
         radius = radii[0] + (radii[1] - radii[0]) * share
+        away = np.sqrt(np.square(x - share * dx) + np.square(y - share * dy))
+        if min(radii) >= least:
+            return box, self.coverage(away - radius)
         drawn = np.maximum(radius, least)
-        distance = np.sqrt(np.square(x - share * dx) + np.square(y - share * dy)) - drawn
-        return box, self.coverage(distance) * (radius / drawn)
+        return box, self.coverage(away - drawn) * (radius / drawn)
 
     def paint(self, coverage: Array, values: Sequence[float] | Array, box: FlatBox, label: int | None = None) -> None:
         """Lay a structure over what is there; the mask takes its label where it fills half of a pixel or more."""

@@ -86,7 +86,8 @@ def _with_branches(
         index = min(int(share * len(points)), len(points) - 2)
         along = points[index + 1] - points[index]
         heading, inward = math.atan2(along[1], along[0]), number % 2 == 0
-        fovea_left = np.cross(np.append(along, 0), np.append(fovea - points[index], 0))[2] > 0
+        aside = fovea - points[index]
+        fovea_left = along[0] * aside[1] > along[1] * aside[0]
         heading += (1 if fovea_left == inward else -1) * rng.uniform(0.5, 1.1)
         length, radius = rng.uniform(0.7, 1.9), rng.uniform(0.45, 0.7) * float(width[index])
         pull = 0.05 if inward else 0.0
@@ -105,18 +106,20 @@ def _grow(
     attraction: float,
 ) -> list[Vessel]:
     """A branch with its own branches; ``attraction`` is the share of the turn to the fovea made in each step."""
-    points, turn, grown = [start], 0.0, []
-    for _ in range(max(int(length / STEP), 3)):
-        to_fovea = math.atan2(*(fovea - points[-1])[::-1]) - heading
-        turn = TURN_MEMORY * turn + rng.normal(0, TURN_DEVIATION)
-        heading += turn + attraction * math.remainder(to_fovea, math.tau)
-        point = points[-1] + STEP * np.array([math.cos(heading), math.sin(heading)])
-        if np.linalg.norm(point - fovea) < AVASCULAR_RADIUS + radius or np.linalg.norm(point) > REACH:
+    points, turn, grown = [(float(start[0]), float(start[1]))], 0.0, []
+    fovea_t, fovea_s = fovea.tolist()
+    for shaken in rng.normal(0, TURN_DEVIATION, max(int(length / STEP), 3)).tolist():
+        t, s = points[-1]
+        to_fovea = math.remainder(math.atan2(fovea_s - s, fovea_t - t) - heading, math.tau)
+        turn = TURN_MEMORY * turn + shaken
+        heading += turn + attraction * to_fovea
+        t, s = t + STEP * math.cos(heading), s + STEP * math.sin(heading)
+        if math.hypot(t - fovea_t, s - fovea_s) < AVASCULAR_RADIUS + radius or math.hypot(t, s) > REACH:
             break
-        points.append(point)
-        if rng.uniform() < 0.12 and radius > 2 * SMALLEST:
+        points.append((t, s))
+        if radius > 2 * SMALLEST and rng.uniform() < 0.12:
             side = rng.choice((-1, 1)) * rng.uniform(0.5, 0.9)
-            grown += _grow(rng, point, heading + side, 0.6 * length, 0.6 * radius, vein, fovea, attraction)
+            grown += _grow(rng, np.array((t, s)), heading + side, 0.6 * length, 0.6 * radius, vein, fovea, attraction)
     if len(points) > 1:
         grown.append(Vessel(np.array(points), np.linspace(radius, 0.5 * radius, len(points)), vein))
     return grown
