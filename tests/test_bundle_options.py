@@ -36,6 +36,9 @@ OPTIONS = load_options(BUNDLE)
         ("flip_axes", "[]", []),
         ("perceptual", "none", "none"),
         ("num_steps", None, None),
+        ("orientation", " asr", "ASR"),
+        ("crop_size", "[0,0,32]", [0, 0, 32]),
+        ("foreground_crop", "none", None),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, value: Any, expected: Any) -> None:
@@ -55,6 +58,12 @@ def test_values_arrive_in_many_forms(name: str, value: Any, expected: Any) -> No
         ("validation_fraction", 0.95, "at most 0.9"),
         ("sampler", "dimm", "--sampler must be one of ddpm, ddim, dpmpp.*Did you mean ddim"),
         ("ema_decay", "nan", "--ema_decay must be a number"),
+        ("orientation", "RAX", "--orientation must be three letters, one each of L or R, A or P, S or I"),
+        ("orientation", "RLS", "--orientation must be three letters"),
+        ("orientation", "RASS", "--orientation must be three letters"),
+        ("orientation", "none", "--orientation needs a value"),
+        ("foreground_crop", True, "--foreground_crop must be a whole number"),
+        ("crop_size", -1, "--crop_size must be at least 0"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(name: str, value: Any, message: str) -> None:
@@ -74,6 +83,37 @@ def test_size_must_be_divisible_by_the_compression() -> None:
     defaults = Defaults(str(BUNDLE))
     with pytest.raises(UserError, match=r"divisible by the compression \(4, 4, 4\) along W.*\(32, 36, 32\)"):
         Settings(defaults, {"image_size": [32, 34, 32], "compression": 4})
+
+
+def test_images_have_no_halves() -> None:
+    with pytest.raises(UserError, match=r"--halves splits volumes.*\[16, 16, 1\].*--halves false"):
+        Settings(Defaults(str(BUNDLE)), {"image_size": [16, 16, 1], "compression": 4, "halves": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "compression", "latent_channels", "channels"),
+    [
+        ("adni_ldm", [64, 64, 64], [2, 2, 2], 8, 1),
+        ("duke_ldm", [256, 256, 32], [4, 4, 4], 8, 1),
+        ("mrnet_ldm", [256, 256, 32], [4, 4, 4], 8, 1),
+        ("airogs_ldm", [256, 256, 1], [8, 8, 1], 4, 3),
+        ("crcdx_ldm", [512, 512, 1], [8, 8, 1], 8, 3),
+        ("chexpert_ldm", [256, 256, 1], [8, 8, 1], 8, 1),
+    ],
+)
+def test_paper_profiles(
+    name: str, image_size: list[int], compression: list[int], latent_channels: int, channels: int
+) -> None:
+    paper = Defaults(str(BUNDLE.parent / name), dataset_dir="somewhere")
+    assert paper["image_size"] == image_size and paper["compression"] == compression
+    assert paper["latent_channels"] == latent_channels and paper["channels"] == channels
+    is_volume = image_size[2] > 1
+    assert paper["bottleneck"] == ("vq" if is_volume else "kl")
+    assert paper["timesteps"] == (300 if is_volume else 1000)
+    assert paper["intensity"] == ("minmax" if is_volume else "stored")
+    assert paper["flip_axes"] == {"adni_ldm": [0], "duke_ldm": [0], "mrnet_ldm": [2]}.get(name, [])
+    latent = image_size[0] // compression[0]
+    assert paper["unet_channels"] == (256 if not is_volume else latent)
 
 
 @pytest.mark.parametrize("path", ["batchsize", "train#optimizer#learning_rat", "autoencoder#stepp"])

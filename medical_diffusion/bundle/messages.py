@@ -151,6 +151,7 @@ def sample_provenance(settings: Settings, weights: Weights, sampler: Any, infere
         "intensity": settings.intensity,
         "window": settings.window if settings.intensity == "window" else None,
         "spacing_mm": weights.output_spacing,
+        "orientation": None if settings.planar else settings.orientation,
         "weights_sha256": weights.hashes,
         "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
     }
