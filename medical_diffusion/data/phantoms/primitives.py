@@ -20,6 +20,7 @@ from medical_diffusion.shapes import per_axis
 Array = np.ndarray
 Point = Sequence[float] | Array  # x, y, z in mm
 Points = Sequence[Array] | Array  # x, y, z of any common shape, in mm
+Place = tuple[float, float, float]  # x, y, z in mm
 Box = tuple[slice, slice, slice]
 
 FINEST_NEEDED_MM = 5.0  # drawing finer than this changes nothing that a coarse voxel shows
@@ -51,6 +52,11 @@ def rotation(degrees: Sequence[float]) -> Array:
 def smooth_max(a: Array, b: Array, radius: float) -> Array:
     """Intersection of two signed distances whose common edge is rounded over about ``radius`` mm (polynomial)."""
     return np.maximum(a, b) + np.square(np.maximum(radius - np.abs(a - b), 0)) / (4 * radius)
+
+
+def smooth_min(a: Array, b: Array, radius: float) -> Array:
+    """Union of two signed distances whose common notch is filled over about ``radius`` mm (polynomial)."""
+    return -smooth_max(-a, -b, radius)
 
 
 def _squares(x: Array, y: Array, z: Array) -> Array:
@@ -95,6 +101,23 @@ def segment_distance(points: Points, start: Point, end: Point) -> Array:
     return np.sqrt(np.maximum(squared, 0))
 
 
+def chain(points: Points, nodes: Sequence[Point], radii: float | Sequence[float] | Array) -> Array:
+    """Signed distance to a chain of round segments through ``nodes``; its radius runs from one of ``radii`` to the
+    next (first order: slightly off where it changes fast)."""
+    widths = np.broadcast_to(np.asarray(radii, float), len(nodes))
+    nearest: Array | None = None
+    for (start, end), (r, s) in zip(itertools.pairwise(nodes), itertools.pairwise(widths), strict=True):
+        distance = segment_distance(points, start, end) - float(r)
+        if r != s:
+            along = np.subtract(end, start, dtype=float)
+            inner = sum(float(a) * (v - float(o)) for a, v, o in zip(along, points, start, strict=True))
+            distance = distance - float(s - r) * np.clip(inner / float(along @ along), 0, 1)
+        nearest = distance if nearest is None else np.minimum(nearest, distance)
+    if nearest is None:
+        raise ValueError("a chain needs two nodes or more")
+    return nearest
+
+
 class Canvas:
     """A grid in body coordinates with an image and a mask to paint on.
 
@@ -137,6 +160,12 @@ class Canvas:
         self.image = np.full(self.points[0].shape, background, np.float32)
         self.mask = np.zeros(self.points[0].shape, np.uint8)
 
+    @property
+    def everywhere(self) -> Box:
+        """Index range of the whole grid."""
+        h, w, d = self.image.shape
+        return slice(0, h), slice(0, w), slice(0, d)
+
     def box(self, points: Sequence[Point], margin: float) -> Box:
         """Index range that holds the body points and everything within ``margin`` mm of them."""
         index = (np.asarray(points, float) @ self.turn.T + (self.shift - self._first)) / self._fine
@@ -173,6 +202,10 @@ class Canvas:
         image = self.image[box]
         image += coverage * (value - image)
         np.copyto(self.mask[box], np.uint8(label), where=coverage >= 0.5)
+
+    def solid(self, distance: Array, value: float | Array, label: int, box: Box) -> None:
+        """Paint a structure given by its signed distance."""
+        self.paint(self.coverage(distance), value, label, box)
 
     def average(self) -> tuple[Array, Array]:
         """Image and mask at ``image_size``: the mean of the fine voxels and their most frequent label."""

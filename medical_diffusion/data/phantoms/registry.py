@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medical_diffusion.data.phantoms import chest_ct, fundus, histology, radiograph
+from medical_diffusion.data.phantoms import brain_mri, breast_mri, chest_ct, fundus, histology, knee_mri, radiograph
 from medical_diffusion.data.phantoms.primitives import Phantom
 from medical_diffusion.errors import UserError, did_you_mean
 
@@ -60,6 +60,25 @@ PHANTOM_KINDS: dict[str, PhantomKind] = {
         classes=histology.CLASSES,
         planar=True,
         channels=3,
+    ),
+    "brain_mri": PhantomKind(
+        generate=brain_mri.brain_mri_phantom,
+        labels=brain_mri.MASK_LABELS,
+        version=brain_mri.VERSION,
+        intensity_unit="MRI signal, arbitrary",
+    ),
+    "breast_mri": PhantomKind(
+        generate=breast_mri.breast_mri_phantom,
+        labels=breast_mri.MASK_LABELS,
+        version=breast_mri.VERSION,
+        intensity_unit="MRI signal, arbitrary",
+    ),
+    "knee_mri": PhantomKind(
+        generate=knee_mri.knee_mri_phantom,
+        labels=knee_mri.MASK_LABELS,
+        version=knee_mri.VERSION,
+        intensity_unit="MRI signal, arbitrary",
+        classes=knee_mri.CLASSES,
     ),
 }
 
