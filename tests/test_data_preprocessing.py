@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -238,6 +239,13 @@ def test_landmarks_are_the_mean_over_volumes_and_have_few_digits() -> None:
     alone = [fit_landmarks([volume], progress=False) for volume in volumes]
     assert np.allclose(together, np.mean(alone, axis=0), atol=1e-4)
     assert fit_landmarks(volumes, progress=False) == together
+
+
+def test_steps_travel_to_worker_processes() -> None:
+    image = MetaTensor(scanner(0, 1, -20))
+    for step in (CropToForegroundd("image", 1, 100), HistogramStandardized("image", fit_landmarks([image], False))):
+        copy = pickle.loads(pickle.dumps(step))
+        assert torch.equal(copy({"image": image})["image"], step({"image": image})["image"])
 
 
 def test_bad_histogram_standardisation() -> None:

@@ -39,9 +39,11 @@ def render_bundle(name: str) -> dict[str, str]:
             rendered[f"configs/{entry.name}"] = _lines(_compose(family, config, common, options, bundle))
     metadata = _read(family / "metadata.json")
     rendered["configs/metadata.json"] = _lines(_fill_metadata(metadata, name, bundle, options))
-    rendered["docs/README.md"] = (
-        _text(family / "README.md").replace("{name}", name).replace("{task}", bundle["metadata"]["task"])
-    )
+    filled = {"name": name, "task": bundle["metadata"]["task"], "notes": "\n".join(f"- {n}" for n in bundle["notes"])}
+    readme = _text(family / "README.md")
+    for key, text in filled.items():
+        readme = readme.replace(f"{{{key}}}", text)
+    rendered["docs/README.md"] = readme
     rendered["LICENSE"] = _text(family / "LICENSE")
     return rendered
 
