@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.files import write_text
 
 BYTES_PER_MEGABYTE = 1_000_000
+_COLUMNS = ("SeriesInstanceUID", "PatientID", "Modality", "instanceCount", "series_size_MB")
 
 
 def idc_client() -> Any:
@@ -41,32 +42,34 @@ def select_series(client: Any, conditions: Mapping[str, Sequence[str]]) -> Serie
     """The series whose columns hold one of the given values, ordered by patient and UID.
 
     Args:
-        client: of :func:`idc_client`; its ``index`` is a table with a row per series.
+        client: of :func:`idc_client`; its ``index`` holds columns of equal length, a row per series.
         conditions: values by column.
 
     Raises:
         UserError: no such column, or nothing is selected.
     """
     index = client.index
-    for column, values in conditions.items():
-        if column not in index.columns:
+    for column in conditions:
+        if column not in index:
             raise UserError("series.filter must name columns of idc-index", column, "Correct the manifest")
-        index = index[index[column].isin(list(values))]
-    if not len(index):
+    rows: Iterable[int] = range(len(index[_COLUMNS[0]]))
+    for column, values in conditions.items():
+        cells, allowed = _cells(index[column]), set(values)
+        rows = [row for row in rows if cells[row] in allowed]
+    columns = [_cells(index[name]) for name in _COLUMNS]
+    fields = (tuple(column[row] for column in columns) for row in rows)
+    series = [
+        Series(str(uid), str(patient), str(modality), int(files), round(float(megabytes) * BYTES_PER_MEGABYTE))
+        for uid, patient, modality, files, megabytes in fields
+    ]
+    if not series:
         raise UserError("series.filter must select a series", dict(conditions), "Correct the manifest")
-    rows = index.sort_values(["PatientID", "SeriesInstanceUID"])
-    series = tuple(
-        Series(uid, patient, modality, int(files), round(float(megabytes) * BYTES_PER_MEGABYTE))
-        for uid, patient, modality, files, megabytes in zip(
-            rows["SeriesInstanceUID"],
-            rows["PatientID"],
-            rows["Modality"],
-            rows["instanceCount"],
-            rows["series_size_MB"],
-            strict=True,
-        )
-    )
-    return SeriesList(client.get_idc_version(), series)
+    return SeriesList(client.get_idc_version(), tuple(sorted(series, key=lambda s: (s.patient, s.uid))))
+
+
+def _cells(column: Any) -> list[Any]:
+    """A column as a list; the Arrow arrays of pandas are slow to iterate and quick to convert."""
+    return list(column.tolist() if hasattr(column, "tolist") else column)
 
 
 def as_text(listed: SeriesList) -> str:
