@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -129,6 +130,15 @@ def test_volumes_stay_nifti(tmp_path: Path) -> None:
     out = writer(tmp_path)
     assert out.write(0, torch.zeros(1, 4, 4, 4)).name == "sample_0.nii.gz"
     assert "class_name" not in json.loads(out.sidecar_path(0).read_text())
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "ASR", "PIL"])
+def test_the_affine_says_where_the_axes_run(tmp_path: Path, orientation: str) -> None:
+    out = SampleWriter(tmp_path, IntensityScaling("minmax"), (1.0, 2.0, 3.0), {}, orientation=orientation)
+    affine = nibabel.load(out.write(0, torch.zeros(1, 4, 6, 3))).affine
+    assert nibabel.aff2axcodes(affine) == tuple(orientation)
+    assert nibabel.affines.voxel_sizes(affine).tolist() == [1.0, 2.0, 3.0]
+    assert (affine @ [1.5, 2.5, 1.0, 1.0])[:3].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_other_bit_depths_are_refused(tmp_path: Path) -> None:

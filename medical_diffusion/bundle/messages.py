@@ -180,7 +180,7 @@ def announce_sampling(settings: Settings, dataset: SeedDataset, writer: SampleWr
 
 def _compare_sidecar(writer: SampleWriter, seed: int) -> None:
     found = json.loads(writer.sidecar_path(seed).read_text(encoding="utf-8"))
-    keys = ("sampler", "num_steps", "guidance_scale", "amp", "intensity", "window", "weights_sha256")
+    keys = ("sampler", "num_steps", "guidance_scale", "amp", "intensity", "window", "orientation", "weights_sha256")
     wanted = {key: writer.provenance[key] for key in keys}
     for key, value in {**wanted, "class_name": writer.class_labels.name_of(seed)}.items():
         if found.get(key) != value:

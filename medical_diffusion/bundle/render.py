@@ -1,8 +1,8 @@
 """Bundles are rendered from templates, so that many alike share one text and a number stands once.
 
-``templates/bundles/<name>.json`` names a family, the options' values and the metadata of one bundle;
-``templates/<family>/`` holds the configurations and what they have in common. A test and ``bundle render --check``
-tell when a bundle has drifted from its template.
+``templates/bundles/<name>.json`` names a family, a paper, and the values of options and metadata that are the bundle's
+own; ``templates/<family>/`` holds the configurations and what they have in common, and under ``papers/`` the values of
+all bundles of a paper. A test and ``bundle render --check`` tell when a bundle has drifted from its template.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def render_bundle(name: str) -> dict[str, str]:
     """Contents of a bundle's rendered files by path relative to the bundle."""
     bundle = _read(TEMPLATES / "bundles" / f"{name}.json")
     family = TEMPLATES / bundle["template"]
+    paper = _read(family / "papers" / f"{bundle['paper']}.json")
+    bundle = {**bundle, **{part: {**paper[part], **bundle[part]} for part in paper}}
     options = _options(family, bundle["options"])
     common = _read(family / "common.json")
     rendered = {"configs/options.json": _lines(_table(options)), "configs/logging.conf": _text(family / "logging.conf")}

@@ -22,10 +22,19 @@ from medical_diffusion.synthesis.class_labels import ClassLabels
 PNG_TYPES = {8: np.uint8, 16: np.uint16}
 
 
-def centred_affine(size: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
-    """RAS+ affine (4, 4) in millimetres with the origin in the middle of the volume."""
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -(np.asarray(size) - 1) / 2.0 * np.asarray(spacing)
+def centred_affine(size: Sequence[int], spacing: Sequence[float], orientation: str = "RAS") -> np.ndarray:
+    """RAS+ affine (4, 4) in millimetres with the origin in the middle of the volume.
+
+    Args:
+        size: voxels (H, W, D).
+        spacing: millimetres per voxel.
+        orientation: where each array axis runs to: "RAS" to the right, front and top; "ASR" for sagittal slices.
+    """
+    affine = np.zeros((4, 4))
+    for axis, (world, sign) in enumerate(nibabel.orientations.axcodes2ornt(orientation)):
+        affine[int(world), axis] = sign * spacing[axis]
+    affine[3, 3] = 1.0
+    affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2.0
     return affine
 
 
@@ -39,6 +48,7 @@ class SampleWriter:
         provenance: what is the same for all samples: sampler, steps, hash of the weights, versions.
         class_labels: class of each seed, named in its sidecar.
         png_bits: 8 or 16 for images (depth 1), which become PNG files; None for volumes.
+        orientation: where each axis of a volume runs to, as in preprocessing.
 
     Raises:
         UserError: another number of bits.
@@ -52,12 +62,14 @@ class SampleWriter:
         provenance: Mapping[str, Any],
         class_labels: ClassLabels | None = None,
         png_bits: int | None = None,
+        orientation: str = "RAS",
     ) -> None:
         if png_bits is not None and png_bits not in PNG_TYPES:
             raise UserError("PNG files have 8 or 16 bits", png_bits)
         self.output_dir, self.intensity = Path(output_dir), intensity
         self.spacing, self.provenance = tuple(spacing), dict(provenance)
         self.class_labels, self.png_bits = class_labels or ClassLabels(), png_bits
+        self.orientation = orientation
 
     @property
     def unit(self) -> str:
@@ -104,7 +116,7 @@ class SampleWriter:
     def _write_nifti(self, seed: int, volume: Tensor) -> Path:
         values = self.intensity.to_physical(volume[0]).numpy()
         data = np.rint(values).astype(np.int16) if self.intensity.is_physical else values.astype(np.float32)
-        image = nibabel.Nifti1Image(data, centred_affine(data.shape, self.spacing))
+        image = nibabel.Nifti1Image(data, centred_affine(data.shape, self.spacing, self.orientation))
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = b"synthetic, medical_diffusion"
         image.set_qform(image.affine, code="scanner")
