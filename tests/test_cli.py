@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_data_sets import write_airogs
 
 from medical_diffusion.__main__ import main
 from medical_diffusion.cli import GROUPS
 from medical_diffusion.cli.bundle import find_bundle
+from medical_diffusion.cli.data import _phantom_kind
+from medical_diffusion.data.listing.manifest import load_manifest, packaged_manifests
+from medical_diffusion.data.phantoms import PHANTOM_KINDS
 from medical_diffusion.errors import UserError
 
 METADATA = {"version": "0.1.0", "monai_version": "1.6.1", "pytorch_version": "2.8.0", "numpy_version": "1.26.0"}
@@ -117,3 +121,60 @@ def test_inspect_groups_by_target_and_warns(bundle: Path, capsys: pytest.Capture
     assert "WARNING: 2 of 4 deserve a look" in said
     assert "os is outside monai, torch and medical_diffusion" in said
     assert "\x1b" not in said
+
+
+def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(packaged_manifests())
+    (lidc,) = [line for line in lines if line.startswith("lidc_idri")]
+    assert "1,018 volumes" in lidc and "download" in lidc
+
+
+@pytest.mark.parametrize("name", packaged_manifests())
+def test_describe_tells_what_a_manifest_states(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", name]) == 0
+    said = capsys.readouterr().out
+    flat = " ".join(said.split())
+    manifest = load_manifest(name)
+    fields = manifest.fields
+    texts = [fields["title"], fields["licence"], fields["source"]["url"], fields["source"]["citation"]]
+    texts += [*fields["access"], *fields["preprocessing"], f"by {manifest.split.by}", str(manifest.example)]
+    texts += [f"{count:,} {name}" for name, count in manifest.counts.get("classes", {}).items()]
+    texts += [f"{fields['reference_batch']['size']:,} images"] if "reference_batch" in fields else []
+    for text in texts:
+        assert " ".join(text.split()) in flat
+    assert f"data verify --manifest {name} --dataset_dir DIR" in said
+    assert f"bundles/{fields['bundle']}/configs/train.json --manifest {name}" in said
+
+
+def test_describe_takes_a_path_and_sees_misspelt_names(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", str(repository / "data_manifests" / "adni.json")]) == 0
+    assert "research group CN" in capsys.readouterr().out
+    assert main(["data", "describe", "chexprt"]) == 1
+    assert "Did you mean chexpert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", packaged_manifests())
+def test_every_data_set_has_phantoms(name: str) -> None:
+    assert _phantom_kind(name) == load_manifest(name).fields["phantoms"]
+
+
+def test_phantoms_by_data_set_or_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = []
+    for name in ("chexpert", "radiograph"):
+        options = ["--output", str(tmp_path), "--count", "2", "--size", "32", "32", "1", "--seed", "3"]
+        assert main(["data", "phantoms", name, *options]) == 0
+        written.append(capsys.readouterr().out.splitlines())
+    assert written[0] == written[1]
+    folder = Path(written[0][0])
+    assert len(list((folder / "images").iterdir())) == 2
+    assert written[0][1] == f"classes {', '.join(PHANTOM_KINDS['radiograph'].classes)}: {folder / 'labels.csv'}"
+    assert main(["data", "phantoms", "radiographs", "--output", str(tmp_path)]) == 1
+    assert "named by a data set or a kind. Received: radiographs. Did you mean radiograph" in capsys.readouterr().err
+
+
+def test_a_manifest_of_images_needs_no_further_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_airogs(tmp_path)
+    assert main(["data", "verify", "--manifest", "airogs", "--dataset_dir", str(tmp_path)]) == 0
+    assert "classes       no glaucoma 5, glaucoma 1" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,11 @@ from data_files import oblique_affine, voxels, write_dicom, write_nifti
 from image_files import pixels, write_picture
 from list_files import items, labels
 
+from medical_diffusion.bundle.render import bundle_names
 from medical_diffusion.data import build_datalist, find_volumes, load_manifest, verify_dataset
 from medical_diffusion.data.listing.manifest import packaged_manifests
+from medical_diffusion.data.listing.series import load_series
+from medical_diffusion.data.phantoms import PHANTOM_KINDS
 from medical_diffusion.errors import UserError
 
 
@@ -219,8 +221,9 @@ def test_mask_of_another_shape_or_place(tmp_path: Path) -> None:
 
 
 def test_listed_series_are_chosen_in_a_full_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    listed = json.loads((Path("data_manifests") / "duke_breast_mri.series.json").read_text())["patients"]
-    uid = listed["Breast_MRI_001"][0][0]
+    listed = load_series(load_manifest("duke_breast_mri"))
+    assert listed is not None
+    uid = listed.series[0].uid
     for series in (uid, "1.3.1", "1.3.2"):
         folder = tmp_path / "Breast_MRI_001" / series
         write_dicom(folder, voxels(), np.eye(4), uid=series, patient="Breast_MRI_001", modality="MR")
@@ -259,3 +262,14 @@ def test_numbers_of_the_papers() -> None:
 def test_access_is_three_steps(name: str) -> None:
     assert len(facts(name)["access"]) == 3
     assert facts(name)["licence"] and facts(name)["source"]["citation"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_manifests_bundles_and_phantoms_know_each_other(name: str) -> None:
+    """What phantoms are called, whether they are images, and their classes are those of the data they stand in for."""
+    manifest = load_manifest(name)
+    kind = PHANTOM_KINDS[facts(name)["phantoms"]]
+    assert facts(name)["bundle"] in bundle_names()
+    assert kind.planar == manifest.planar
+    names = manifest.classes.names if manifest.classes is not None else ()
+    assert [word.removeprefix("no ") for word in names[1:]] == [*kind.classes[1:]]
