@@ -8,6 +8,6 @@ from __future__ import annotations
 
 GROUPS = {
     "bundle": "describe, pack, inspect and render bundles",
-    "data": "check a data set before training on it",
+    "data": "list, describe, fetch and check data sets; write phantoms",
     "study": "experiments over several training runs",
 }

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medical_diffusion.data.phantoms.primitives import Array, Points, domed_column, ellipsoid, rotation, smooth_max
+from medical_diffusion.data.phantoms.primitives import (
+    Array,
+    Place,
+    Points,
+    domed_column,
+    ellipsoid,
+    rotation,
+    smooth_max,
+)
 
 LEFT, RIGHT = -1, 1  # the sign of x
 RIB_PERIOD_MM = 27.0
-Place = tuple[float, float, float]
+
 Tube = tuple[Place, Place, float]  # start, end, radius
 
 
