@@ -31,7 +31,8 @@ def render_bundle(name: str) -> dict[str, str]:
     bundle = _read(TEMPLATES / "bundles" / f"{name}.json")
     family = TEMPLATES / bundle["template"]
     paper = _read(family / "papers" / f"{bundle['paper']}.json")
-    bundle = {**bundle, **{part: {**paper[part], **bundle[part]} for part in paper}}
+    bundle["metadata"] = {**paper["metadata"], **bundle["metadata"]}
+    bundle["options"] = {**paper["options"], **_over(paper["options"], bundle["options"])}
     options = _options(family, bundle["options"])
     common = _read(family / "common.json")
     rendered = {"configs/options.json": _lines(_table(options)), "configs/logging.conf": _text(family / "logging.conf")}
@@ -99,6 +100,16 @@ def _compose(
 
 _GIVEN = ("dataset_dir", "run_dir")
 """Options whose default is nothing and on which the other defaults depend."""
+
+
+def _over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The bundle's ``own`` values; one that it gives for a single profile leaves the other profile's to the paper."""
+    merged = {}
+    for name, value in own.items():
+        common = shared.get(name, {})
+        profiles = dict.fromkeys(("phantom", "paper"), common["default"]) if "default" in common else common
+        merged[name] = value if "default" in value else {**profiles, **value}
+    return merged
 
 
 def _options(family: Traversable, values: dict[str, Any]) -> dict[str, Any]:
