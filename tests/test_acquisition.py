@@ -20,7 +20,7 @@ from object_store import ObjectStore, idc_index_module, served
 from medical_diffusion.__main__ import main
 from medical_diffusion.data import build_datalist, find_volumes, load_manifest
 from medical_diffusion.data.acquisition.download import IdcStore, download
-from medical_diffusion.data.acquisition.plan import plan_download
+from medical_diffusion.data.acquisition.plan import measure, plan_download
 from medical_diffusion.data.acquisition.series_index import as_text, select_series, write_series
 from medical_diffusion.data.listing.series import Series, load_series
 from medical_diffusion.errors import UserError
@@ -94,6 +94,19 @@ def test_filters_that_select_nothing(store: ObjectStore, index: dict[str, Any]) 
         select_series(client, {"Colour": ["blue"]})
     with pytest.raises(UserError, match=r"must select a series.*'MR'"):
         select_series(client, {"Modality": ["MR"]})
+
+
+def test_sizes_below_a_gigabyte_are_told_in_megabytes(tmp_path: Path) -> None:
+    said = str(plan_download(load_manifest("duke_breast_mri"), tmp_path, patients=1))
+    assert "1 series of 1 patient," in said and "size       5.6 MB" in said
+    assert "size       30.8 GB" in str(plan_download(load_manifest("duke_breast_mri"), tmp_path))
+
+
+def test_a_file_that_is_gone_while_a_folder_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(bytes(7))
+    (tmp_path / "b.dcm").symlink_to(tmp_path / "moved.dcm")
+    assert measure(tmp_path) == (1, 7)
+    assert measure(tmp_path / "none") == (0, 0)
 
 
 def test_what_arrives_is_what_the_manifest_finds(manifest: Path, tmp_path: Path) -> None:
@@ -198,7 +211,7 @@ def test_disk_too_small_is_told_before_the_first_byte(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
-    with pytest.raises(UserError, match=r"disk must hold the download.*GB needed, 0.0 GB free at .*--patients 20"):
+    with pytest.raises(UserError, match=r"disk must hold the download.*MB needed, 0.0 MB free at .*--patients 20"):
         download(plan_download(load_manifest(manifest), tmp_path / "out"), IdcStore(), progress=False)
     assert store.requested == []
     assert not (tmp_path / "out").exists()
@@ -236,6 +249,13 @@ def test_command_shows_and_asks(
     assert "no terminal to ask at. Pass --yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
+    assert run(manifest) == 0
+    assert "Nothing was fetched" in capsys.readouterr().out
+
+    def end_of_input(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end_of_input)
     assert run(manifest) == 0
     assert "Nothing was fetched" in capsys.readouterr().out
     assert store.requested == []

@@ -111,3 +111,17 @@ def test_padding_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING):
         image = data.transform(dict(data.train[0]))["image"]
     assert image.shape == (1, 256, 256, 32) and "(0, 0, 32)" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "warned"), [("adni_ldm", False), ("mrnet_ldm", True)])
+def test_a_manifest_of_another_bundle_is_told(
+    name: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / "data" / f"00{number}_S_0295" / "visit" / "brain.nii")
+    options = {"dataset_dir": str(tmp_path / "data"), "manifest": "adni", "run_dir": str(tmp_path / "run")}
+    folder = ROOT / "bundles" / name
+    flow = workflow("train", bundle=folder, bundle_root=str(folder), **options)
+    with caplog.at_level(logging.WARNING):
+        assert flow.parser.get_parsed_content("data").root == tmp_path / "data"
+    assert ("Manifest adni is meant for adni_ldm, of brain_mri; this one is of knee_mri" in caplog.text) == warned

@@ -96,6 +96,9 @@ def test_masks_that_do_not_fit() -> None:
         crop({"image": as_volume(image), "mask": shifted, "side": "left"})
     with pytest.raises(UserError, match=r"must hold voxels of 1 or 2.*with 0, 255"):
         crop({"image": as_volume(image), "mask": as_volume(mask * 255), "side": "left"})
+    one_plane = mask * (np.arange(60) == 20)[:, None, None]
+    with pytest.raises(UserError, match=r"both sides of its midline.*one plane"):
+        crop({"image": as_volume(image), "mask": as_volume(one_plane), "side": "left"})
     with pytest.raises(UserError, match="must be left or right"):
         crop({"image": as_volume(image), "side": "both"})
     with pytest.raises(UserError, match="where a volume varies"):

@@ -24,6 +24,7 @@ from medical_diffusion.data import (
     both_halves,
     build_datalist,
     fit_landmarks,
+    load_manifest,
     verify_dataset,
 )
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
@@ -69,6 +70,7 @@ class TrainingData:
             return write_phantoms(
                 kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=size
             )
+        self._warn_of_another_bundle()
         verify_dataset(
             s.dataset_dir,
             **self._listing(),
@@ -77,6 +79,17 @@ class TrainingData:
             headers_only=True,
         ).raise_if_faulty()
         return Path(s.dataset_dir)
+
+    def _warn_of_another_bundle(self) -> None:
+        """A manifest of another bundle names other images than this one's preprocessing is made for."""
+        if self.settings.manifest is None:
+            return
+        manifest = load_manifest(self.settings.manifest)
+        kind, bundle = manifest.fields.get("phantoms", self.kind), manifest.fields.get("bundle", "another bundle")
+        if kind != self.kind:
+            logger.warning(
+                "Manifest %s is meant for %s, of %s; this one is of %s", manifest.name, bundle, kind, self.kind
+            )
 
     def _listing(self) -> dict[str, Any]:
         """How files, classes and subjects are found, for the functions that search a data set."""

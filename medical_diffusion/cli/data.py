@@ -187,7 +187,7 @@ def _download(arguments: argparse.Namespace) -> None:
 
 
 def _agreed(plan: DownloadPlan) -> bool:
-    """Whether the person at the keyboard wants it.
+    """Whether the person at the keyboard wants it; an end of input (Ctrl-D) is a no.
 
     Raises:
         UserError: there is nobody to ask.
@@ -195,7 +195,12 @@ def _agreed(plan: DownloadPlan) -> bool:
     if not sys.stdin.isatty():
         raise UserError("a download must be agreed to", "no terminal to ask at", "Pass --yes to accept the licence")
     count = len(plan.remaining)
-    return input(f"Fetch {count} series under this licence? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        answer = input(f"Fetch {count} series under this licence? [y/N] ")
+    except EOFError:
+        print()
+        return False
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

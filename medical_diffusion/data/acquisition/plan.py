@@ -8,6 +8,7 @@ rest of an interruption.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from medical_diffusion.errors import UserError
 
 #: Share of the bytes asked for beyond them: folders and half-filled blocks.
 DISK_MARGIN = 0.02
-GIGABYTE = 1_000_000_000
+GIGABYTE, MEGABYTE = 1_000_000_000, 1_000_000
 PART = ".part"
 
 
@@ -72,31 +73,31 @@ class DownloadPlan:
         if needed > self.free:
             raise UserError(
                 "the disk must hold the download",
-                f"{needed / GIGABYTE:.1f} GB needed, {self.free / GIGABYTE:.1f} GB free at {self.output_dir}",
+                f"{_as_text(needed)} needed, {_as_text(self.free)} free at {self.output_dir}",
                 "Free some space, give a folder on another disk, or take a part: --patients 20",
             )
 
     def __str__(self) -> str:
         fields, listed = self.manifest.fields, self.listed
         files = sum(series.files for series in listed.series)
-        patients = f"{len(listed.patients)} patients"
+        patients = f"{len(listed.patients)} patient{'s' if len(listed.patients) > 1 else ''}"
         lines = [
             fields["title"],
             f"  licence    {fields['licence']}",
             f"  cite       {fields['source'].get('citation', fields['source']['url'])}",
             f"  contents   {len(listed.series)} series of {patients}, {files} files (IDC {listed.idc_version})",
-            f"  size       {_gigabytes(listed.size)}",
-            f"  to         {self.output_dir} ({_gigabytes(self.free)} free)",
+            f"  size       {_as_text(listed.size)}",
+            f"  to         {self.output_dir} ({_as_text(self.free)} free)",
         ]
         if self.finished:
-            rest = f"{len(self.remaining)} series, {_gigabytes(self.remaining_size)}, to fetch"
+            rest = f"{len(self.remaining)} series, {_as_text(self.remaining_size)}, to fetch"
             lines.append(f"  there      {len(self.finished)} series; {rest}")
         return "\n".join(lines)
 
     def table(self) -> str:
         """A line for each series that is still to be fetched: folder, files, megabytes."""
         return "\n".join(
-            f"{self.folder_of(series)}  {series.files} files  {series.size / 1e6:.1f} MB" for series in self.remaining
+            f"{self.folder_of(series)}  {series.files} files  {_as_text(series.size)}" for series in self.remaining
         )
 
 
@@ -133,8 +134,14 @@ def layout_of(series: Series) -> Path:
 
 
 def measure(folder: Path) -> tuple[int, int]:
-    """Number of DICOM files in a folder and their bytes; zeros where there is none."""
-    sizes = [path.stat().st_size for path in folder.glob("*.dcm")] if folder.is_dir() else []
+    """Number of DICOM files in a folder and their bytes; zeros where there is none.
+
+    The bar measures while folders are moved: a file that is gone by then counts as none.
+    """
+    sizes = []
+    for path in folder.glob("*.dcm"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)
 
 
@@ -143,5 +150,5 @@ def is_whole(folder: Path, series: Series) -> bool:
     return measure(folder) == (series.files, series.size)
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / GIGABYTE:.1f} GB"
+def _as_text(size: int) -> str:
+    return f"{size / GIGABYTE:.1f} GB" if size >= GIGABYTE else f"{size / MEGABYTE:.1f} MB"

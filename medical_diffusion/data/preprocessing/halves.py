@@ -102,7 +102,7 @@ def breast_of_mask(mask: MetaTensor, side: str, labels: Sequence[int] = BREAST) 
     """Voxels of these labels on one side of the midline of its bounding box, ``(H, W, D)``.
 
     Raises:
-        UserError: nothing is masked.
+        UserError: nothing is masked, or a single plane, which has no two sides.
     """
     values = mask[0].numpy(force=True)
     inside = np.isin(values, labels)
@@ -114,6 +114,12 @@ def breast_of_mask(mask: MetaTensor, side: str, labels: Sequence[int] = BREAST) 
         )
     axis, _ = _axis_of(mask, "LR")
     start, stop = _box(inside)
+    if stop[axis] - start[axis] < 2:
+        raise UserError(
+            "a breast mask must reach over both sides of its midline",
+            f"{name_of(mask)} with one plane from left to right",
+            "Draw the mask again, or remove it to have the breasts found by their outline",
+        )
     return _on_side(inside, mask, side, (start[axis] + stop[axis]) / 2)
 
 
