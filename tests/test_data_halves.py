@@ -123,6 +123,11 @@ def test_every_volume_becomes_two_items_of_one_part(tmp_path: Path) -> None:
     before = halves.fingerprint
     write_nifti(tmp_path / "masks" / "p1.nii", np.ones((6, 7, 5), np.uint8))
     assert both_halves(lists).fingerprint != before, "another mask is another cache"
+    before = both_halves(lists).fingerprint
+    redrawn = np.ones((6, 7, 5), np.uint8)
+    redrawn[3] = 0
+    write_nifti(tmp_path / "masks" / "p1.nii", redrawn)
+    assert both_halves(lists).fingerprint != before, "a mask that was drawn again in as many bytes"
     named = {**lists.train[0], "mask": str(tmp_path / "masks" / "p1.nii")}
     lists.train[0] = named
     assert both_halves(lists).train[0]["mask"] == named["mask"]

@@ -15,7 +15,7 @@ from medical_diffusion.data.checks import Fault, raise_faults
 from medical_diffusion.data.listing.datalist import DataList
 from medical_diffusion.data.preprocessing.halves import SIDES
 from medical_diffusion.data.reading.formats import kind_of, stem_of
-from medical_diffusion.files import content_hash
+from medical_diffusion.files import content_hash, file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ Item = dict[str, Any]
 def both_halves(lists: DataList) -> DataList:
     """The same lists with two items a volume: ``{..., "side": "left" or "right"}``, and "mask" where there is one.
 
-    The fingerprint follows the masks as well.
+    The fingerprint follows the masks as well, by their whole content: a mask drawn again may have as many bytes.
 
     Raises:
         UserError: a folder of masks holds one without an image.
@@ -39,7 +39,7 @@ def both_halves(lists: DataList) -> DataList:
         mask = Path(item["mask"]) if item.get("mask") else masks.get(Path(item["image"]))
         if mask is not None:
             found[item["image"]] = mask
-    marks = sorted(f"{path.name}:{path.stat().st_size}" for path in found.values())
+    marks = sorted(f"{Path(image).name}:{file_hash(mask)}" for image, mask in found.items())
     logger.info(
         "Left and right halves: %d of %d volumes have a breast mask%s.",
         len(found),
