@@ -2,6 +2,13 @@
 
 from medical_diffusion.evaluation.agreement import Agreement, AgreementReport, ClassAgreement
 from medical_diffusion.evaluation.anatomy import ChestAnatomy, chest_anatomy
+from medical_diffusion.evaluation.bootstrap import (
+    Interval,
+    bootstrap_deviation,
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_means,
+)
 from medical_diffusion.evaluation.neighbours import MemorisationReport, Neighbours, memorisation, nearest_neighbours
 from medical_diffusion.evaluation.reconstruction import (
     ReconstructionScore,
@@ -17,9 +24,14 @@ __all__ = [
     "AgreementReport",
     "ChestAnatomy",
     "ClassAgreement",
+    "Interval",
     "MemorisationReport",
     "Neighbours",
     "ReconstructionScore",
+    "bootstrap_deviation",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "bootstrap_means",
     "chest_anatomy",
     "high_frequency_energy",
     "high_frequency_ratio",
