@@ -3,6 +3,7 @@
 from medical_diffusion.data.augmentation import RandomFlips, flip_variants
 from medical_diffusion.data.checks import Fault, VolumeHeader
 from medical_diffusion.data.halves import both_halves
+from medical_diffusion.data.image_set import ImageSet, check_alike
 from medical_diffusion.data.latent_cache import LatentDataset, weights_hash
 from medical_diffusion.data.listing.classes import count_labels, resolve_classes
 from medical_diffusion.data.listing.datalist import DataList, build_datalist
@@ -38,6 +39,7 @@ __all__ = [
     "Fault",
     "FlatImage",
     "HistogramStandardized",
+    "ImageSet",
     "IntensityScaling",
     "LatentDataset",
     "LoadVolumed",
@@ -53,6 +55,7 @@ __all__ = [
     "VolumeHeader",
     "both_halves",
     "build_datalist",
+    "check_alike",
     "count_labels",
     "find_volumes",
     "fit_landmarks",

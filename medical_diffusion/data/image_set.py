@@ -1,0 +1,366 @@
+"""Any folder of images or volumes as a lazy sequence of tensors (C, H, W, D) in [-1, 1], for evaluation.
+
+Found are flat images (PNG, JPEG, TIFF, NumPy, DICOM) or volumes (NIfTI, NRRD, MetaImage, DICOM series), sub-folders
+included; where samples ``sample_<seed>`` lie beside their provenance JSON, other pictures in that folder (a preview)
+are no samples. Volumes are turned to RAS. Every file is read once at the start, so that what is broken is known before
+any long work; afterwards nothing is held but paths and keys.
+
+Intensities become [-1, 1] by one of three maps, stated in the ``protocol``. ``window`` and ``stored`` (the range of the
+stored type) are the same for every image, so that brightness and contrast of two sets are compared too. ``percentile``
+and ``minmax`` are each image's own, for MRI without a scale: then brightness is not compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from torch import Tensor
+from tqdm import tqdm
+
+from medical_diffusion.data.checks import Fault, VolumeHeader
+from medical_diffusion.data.listing.class_folders import label_by_folder
+from medical_diffusion.data.listing.classes import resolve_classes
+from medical_diffusion.data.listing.discovery import check_dataset_dir, scan_volumes
+from medical_diffusion.data.listing.entries import locate
+from medical_diffusion.data.listing.tables import read_table
+from medical_diffusion.data.listing.volume_file import VolumeFile
+from medical_diffusion.data.preprocessing.crop import CenterCropOrPadd
+from medical_diffusion.data.preprocessing.intensity import IntensityScaling
+from medical_diffusion.data.preprocessing.resize import resize_volume
+from medical_diffusion.data.reading.dicom import choose_series
+from medical_diffusion.data.reading.flat_image import STORED_RANGE
+from medical_diffusion.data.reading.formats import is_flat_format, kind_of
+from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.reader import load_volume
+from medical_diffusion.errors import UserError
+from medical_diffusion.files import content_hash, file_hash, write_json
+from medical_diffusion.shapes import per_axis
+
+logger = logging.getLogger(__name__)
+
+PERCENTILES = (0.5, 99.5)
+CLASS_FOLDERS = "folders"
+SIDECARS = "sidecars"
+INTENSITIES = ("auto", "stored", "window", "percentile", "minmax")
+
+
+class ImageSet(Sequence[Tensor]):
+    """The images of a folder, read when asked for.
+
+    Args:
+        folder: of the images; sub-folders count.
+        intensity: "stored", "window", "percentile" (0.5 and 99.5), "minmax"; "auto" is "window" where one is given,
+            else "stored" for flat images and "percentile" for volumes.
+        window: (lower, upper) in stored units, such as HU.
+        image_size: every image is resized to it, (H, W, D), one number, or (H, W) for flat images; without it all must
+            be of one size.
+        crop_size: centre crop or pad (with the image's minimum) before; 0 leaves an axis.
+        channels: 1 or 3, converts grey and RGB; without it all must agree.
+        labels: "folders" (the first folder is the class), "sidecars" (``class_name`` of each sample's JSON), or the
+            path of a CSV or JSON list, which then also says which files belong.
+        limit: at most so many images, drawn at random with ``seed``.
+        planar: whether files are flat images of their own; found out by default.
+        cache_dir: remembers there which files were read without fault, so that they are not read again.
+
+    Attributes:
+        files: what was found and can be read.
+        unreadable: what can not, and why.
+        constant: names of images with one value everywhere; they stay in the set.
+        size: (H, W, D) of every image.
+        channels: 1 or 3.
+        class_names, labels: the classes, and the index of each image's; empty without labels.
+        protocol: how files become tensors, for a report.
+
+    Raises:
+        UserError: no folder, nothing readable in it, 2D beside 3D, mixed sizes or channels, images without labels.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        intensity: str = "auto",
+        window: Sequence[float] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        crop_size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        labels: str | Path | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        planar: bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise UserError("the number of images must be positive", limit)
+        self.folder = check_dataset_dir(folder)
+        files, self.unreadable = _find(self.folder, labels, planar)
+        if limit is not None and limit < len(files):
+            chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
+            files = [files[n] for n in sorted(chosen)]
+        files, shapes, colours = self._headers(files)
+        depths = Counter("2D" if shape[2] == 1 else "3D" for shape in shapes)
+        if len(depths) > 1:
+            listed = ", ".join(f"{count} are {kind}" for kind, count in depths.items())
+            raise UserError("images of a set must be all 2D or all 3D", f"{self.folder}: {listed}", "Separate them")
+        self.is_planar = shapes[0][2] == 1
+        self._channels, self._scaling = channels, _scaling(intensity, window, self.is_planar)
+        self._crop = _size(crop_size, self.is_planar, "crop_size", least=0)
+        self._resize = _size(image_size, self.is_planar, "image_size")
+        self.channels = channels or _agreed(
+            self.folder, colours, "number of channels", "Pass channels 1 or 3 to convert them"
+        )
+        self.size = self._common_size(shapes)
+        self.protocol: dict[str, Any] = {
+            "intensity": asdict(self._scaling),
+            "crop_size": self._crop,
+            "image_size": self.size,
+            "channels": self.channels,
+            "orientation": "as stored" if self.is_planar else "RAS",
+        }
+        self.files = files
+        self.constant: list[str] = []
+        self._check_voxels(Path(cache_dir) if cache_dir is not None else None)
+        self.class_names, self.labels = resolve_classes(self.files) if labels is not None else ((), [])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Image ``index`` as float32 (C, H, W, D) in [-1, 1]; a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        return self._read(self.files[index])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._read(file) for file in self.files)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Hash of each file's bytes and of the protocol: equal for equal images that are read alike."""
+        return [self._key(file) for file in self.files]
+
+    @property
+    def names(self) -> list[str]:
+        """Path of each image within the folder."""
+        return [self._name(file) for file in self.files]
+
+    @property
+    def duplicates(self) -> int:
+        """How many images are byte by byte another one of the set."""
+        return len(self.keys) - len(set(self.keys))
+
+    def _name(self, file: VolumeFile) -> str:
+        inside = file.path.is_relative_to(self.folder)
+        return file.path.relative_to(self.folder).as_posix() if inside else str(file.path)
+
+    def _key(self, file: VolumeFile) -> str:
+        if file.path.is_dir():
+            stored: Any = [file_hash(path) for path in choose_series(file.path, file.series_uid).files]
+        else:
+            stored = file_hash(file.path)
+        return content_hash({"file": stored, "protocol": self.protocol})
+
+    def _headers(self, files: Sequence[VolumeFile]) -> tuple[list[VolumeFile], list[tuple[int, int, int]], list[int]]:
+        """Files with a sound header, their shapes and channels."""
+        sound, shapes, colours = [], [], []
+        for file in files:
+            try:
+                header = read_header(file.path, file.series_uid)
+            except UserError as error:
+                self.unreadable.append(Fault.from_error(file.path, error))
+                continue
+            sound.append(file)
+            shapes.append(_ras_shape(header))
+            colours.append(header.channels)
+        if not sound:
+            raise self._nothing()
+        return sound, shapes, colours
+
+    def _nothing(self) -> UserError:
+        first = f", the first {self.unreadable[0]}" if self.unreadable else ""
+        return UserError("a set must hold a readable image", f"{self.folder} with {len(self.unreadable)} faults{first}")
+
+    def _common_size(self, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+        if self._resize is not None:
+            return self._resize
+        crop = self._crop or (0, 0, 0)
+        sizes = [tuple(c or n for c, n in zip(crop, shape, strict=True)) for shape in shapes]
+        remedy = "Pass image_size to resize them, or crop_size to crop and pad them"
+        return per_axis(_agreed(self.folder, sizes, "size", remedy), "image_size")
+
+    def _check_voxels(self, cache_dir: Path | None) -> None:
+        """Read every file once; keep those that can be read, note the constant ones."""
+        record = cache_dir / "readable_files.json" if cache_dir is not None else None
+        known: dict[str, bool] = json.loads(record.read_text()) if record is not None and record.is_file() else {}
+        before, kept, keys = len(known), [], []
+        for file in tqdm(self.files, f"Reading {self.folder.name}", unit="image", leave=False):
+            try:
+                key = self._key(file)
+                if key not in known:
+                    image = self._read(file)
+                    known[key] = bool(image.max() == image.min())
+            except (UserError, OSError) as error:
+                fault = Fault(file.path, "a file must be readable", str(error), "Replace or remove the file")
+                self.unreadable.append(Fault.from_error(file.path, error) if isinstance(error, UserError) else fault)
+                continue
+            kept.append(file)
+            keys.append(key)
+            if known[key]:
+                self.constant.append(self._name(file))
+        if not kept:
+            raise self._nothing()
+        self.files, self.keys = kept, keys
+        if record is not None and len(known) > before:
+            write_json(record, known)
+
+    def _read(self, file: VolumeFile) -> Tensor:
+        volume = load_volume(file.path, file.series_uid, True, self._channels, self._channels is not None)
+        image = MetaTensor(volume.movedim(-1, 0) if volume.ndim == 4 else volume[None], meta=volume.meta)
+        if not torch.isfinite(image).all():
+            raise UserError("voxels must be finite", str(file.path), "Replace NaN and infinite values, or remove it")
+        if not self.is_planar:
+            image = Orientation(axcodes="RAS", labels=None)(image)
+        if self._crop is not None:
+            image = CenterCropOrPadd("image", self._crop, "minimum")({"image": image})["image"]
+        image = resize_volume(image, self.size)
+        if tuple(image.shape[1:]) != self.size:
+            raise UserError(f"images must have the size {self.size}", f"{file.path} of {tuple(image.shape[1:])}")
+        return _scaled(image, self._scaling).as_tensor().contiguous()
+
+
+def check_alike(sets: Sequence[ImageSet]) -> None:
+    """All sets must be read alike: 2D or 3D, one size, as many channels, one intensity map.
+
+    Raises:
+        UserError: they differ.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        shown = f"{first.folder} and {other.folder}"
+        if first.is_planar != other.is_planar:
+            kinds = ("2D", "3D") if first.is_planar else ("3D", "2D")
+            raise UserError("2D images can not be compared with 3D volumes", f"{shown}: {kinds[0]} and {kinds[1]}")
+        if first.size != other.size:
+            remedy = "Pass image_size to resize both, or crop_size to crop and pad both"
+            raise UserError("the sets must have images of one size", f"{shown}: {first.size} and {other.size}", remedy)
+        if first.channels != other.channels:
+            received = f"{shown}: {first.channels} and {other.channels}"
+            raise UserError("the sets must have as many channels", received, "Pass channels 1 or 3 to convert them")
+        if first.protocol["intensity"] != other.protocol["intensity"]:
+            raise UserError("the sets must have one intensity map", shown, "Pass the same intensity and window")
+
+
+def _find(root: Path, labels: str | Path | None, planar: bool | None) -> tuple[list[VolumeFile], list[Fault]]:
+    planar = _is_planar(root) if planar is None else planar
+    if labels is not None and str(labels) not in (CLASS_FOLDERS, SIDECARS):
+        table = Path(str(labels)).expanduser()
+        table = root / table if not table.exists() and (root / table).is_file() else table
+        volumes, faults = locate(read_table(table), table, root, planar)
+        return sorted(volumes, key=lambda volume: volume.path.as_posix()), faults
+    volumes, faults = scan_volumes(root, planar=planar)
+    volumes = _samples_only(volumes)
+    if labels == CLASS_FOLDERS:
+        volumes, more = label_by_folder(root, volumes)
+        return volumes, faults + more
+    return ([_with_sidecar(volume) for volume in volumes] if labels == SIDECARS else volumes), faults
+
+
+def _is_planar(root: Path) -> bool:
+    """Whether flat images are meant: there are some, and no volume; DICOM files of one slice each."""
+    files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    kinds = {kind_of(path) for path in files}
+    if kinds & {"nifti", "nrrd", "metaimage", "numpy"}:
+        return False
+    if any(is_flat_format(path) for path in files):
+        return True
+    series = scan_volumes(root)[0] if "dicom" in kinds else []
+    return bool(series) and all(read_header(v.path, v.series_uid).spatial_shape[2] == 1 for v in series)
+
+
+def _samples_only(volumes: list[VolumeFile]) -> list[VolumeFile]:
+    """Without pictures that lie beside ``sample_<seed>`` files and are none."""
+    generated = {path.path.parent for path in volumes if _sidecar(path.path).is_file()}
+    return [v for v in volumes if v.path.parent not in generated or _sidecar(v.path).is_file()]
+
+
+def _ras_shape(header: VolumeHeader) -> tuple[int, int, int]:
+    """Shape of a volume once its axes run right, front and up; of a flat image as it is."""
+    shape = header.spatial_shape
+    if shape[2] == 1 or not np.isfinite(header.affine).all():
+        return shape
+    axes = nibabel.io_orientation(header.affine)[:, 0]
+    return shape if np.isnan(axes).any() else per_axis([shape[n] for n in np.argsort(axes)], "shape")
+
+
+def _sidecar(path: Path) -> Path:
+    name = path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
+    return path.with_name(f"{name}.json")
+
+
+def _with_sidecar(volume: VolumeFile) -> VolumeFile:
+    try:
+        name = json.loads(_sidecar(volume.path).read_text(encoding="utf-8")).get("class_name")
+    except (OSError, ValueError, AttributeError):
+        name = None
+    return replace(volume, class_name=None if name is None else str(name))
+
+
+def _scaling(intensity: str, window: Sequence[float] | None, is_planar: bool) -> IntensityScaling:
+    if intensity == "auto":
+        intensity = "window" if window is not None else "stored" if is_planar else "percentile"
+    if intensity == "window":
+        if window is None or len(window) != 2:
+            raise UserError("intensity window needs two limits", window, "Pass window lower and upper")
+        return IntensityScaling("window", float(window[0]), float(window[1]))
+    if window is not None:
+        raise UserError("a window belongs to intensity window", f"window {tuple(window)} with intensity {intensity}")
+    return IntensityScaling(intensity, *(PERCENTILES if intensity == "percentile" else ()))
+
+
+def _scaled(image: MetaTensor, scaling: IntensityScaling) -> MetaTensor:
+    """To [-1, 1]; what is the same everywhere becomes -1, a bright spot on a plain ground keeps its full range."""
+    if scaling.mode == "window":
+        return scaling.to_model_range(image)
+    if scaling.mode == "stored" and STORED_RANGE in image.meta:
+        low, high = image.meta[STORED_RANGE]
+        return scaling.to_model_range(image) if low < high else torch.full_like(image, -1.0)
+    if float(image.min()) == float(image.max()):
+        return torch.full_like(image, -1.0)
+    try:
+        return scaling.to_model_range(image)
+    except UserError:
+        if scaling.mode != "percentile":
+            raise
+        return IntensityScaling("minmax").to_model_range(image)
+
+
+def _size(value: Any, is_planar: bool, name: str, least: int = 1) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    sizes = [value] * (2 if is_planar else 3) if isinstance(value, int) else list(value)
+    sizes = sizes * (2 if is_planar else 3) if len(sizes) == 1 else sizes
+    sizes = [*sizes, 1] if is_planar and len(sizes) == 2 else sizes
+    if len(sizes) != 3 or any(int(n) != n or n < least for n in sizes) or (is_planar and sizes[2] not in (1, least)):
+        wanted = "one or two whole numbers (H, W)" if is_planar else "one or three whole numbers (H, W, D)"
+        raise UserError(f"{name} must be {wanted} here", value)
+    return (int(sizes[0]), int(sizes[1]), int(sizes[2]))
+
+
+def _agreed(folder: Path, values: Sequence[Any], what: str, remedy: str) -> Any:
+    counts = Counter(values).most_common()
+    if len(counts) > 1:
+        listed = ", ".join(f"{count} of {value}" for value, count in counts[:5])
+        more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+        raise UserError(f"images of a set must have one {what}", f"{folder}: {listed}{more}", remedy)
+    return counts[0][0]

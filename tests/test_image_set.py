@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_files import voxels, write_nifti
+from image_files import pixels, write_picture
+
+from medical_diffusion.data.image_set import ImageSet, check_alike
+from medical_diffusion.errors import UserError
+
+
+def pictures(folder: Path, count: int = 3, shape: tuple[int, ...] = (5, 7), seed: int = 0) -> Path:
+    for n in range(count):
+        write_picture(folder / f"{n}.png", pixels(shape, seed=seed + n))
+    return folder
+
+
+def test_flat_images_keep_the_scale_of_their_type(tmp_path: Path) -> None:
+    images = ImageSet(pictures(tmp_path / "sub").parent)
+    assert (len(images), images.size, images.channels, images.is_planar) == (3, (5, 7, 1), 1, True)
+    expected = torch.from_numpy(pixels((5, 7), seed=1).astype(np.float32)) / 255 * 2 - 1
+    torch.testing.assert_close(images[1][0, :, :, 0], expected)
+    assert images.names == ["sub/0.png", "sub/1.png", "sub/2.png"]
+    assert images.protocol["intensity"]["mode"] == "stored"
+    assert len(list(images)) == 3
+    assert len(images[:2]) == 2
+
+
+def test_a_window_is_the_same_for_every_volume_and_axes_run_right_front_up(tmp_path: Path) -> None:
+    array = voxels((6, 7, 5)).astype(np.int16)
+    write_nifti(tmp_path / "a.nii.gz", array)
+    turned = np.zeros((4, 4))
+    turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = -1, 1, 1, 1  # array axes run front, up, left
+    write_nifti(tmp_path / "b.nii.gz", np.moveaxis(array[::-1], 0, 2), turned)
+    images = ImageSet(tmp_path, window=(-1000, 1000))
+    torch.testing.assert_close(images[0][0], torch.from_numpy(array / 1000.0).float())
+    torch.testing.assert_close(images[1], images[0])
+
+
+def test_volumes_take_their_own_percentiles_by_default(tmp_path: Path) -> None:
+    array = voxels((8, 9, 5)).astype(np.float32)
+    write_nifti(tmp_path / "a.nii", array)
+    write_nifti(tmp_path / "b.nii", 70 * array + 3000)
+    images = ImageSet(tmp_path)
+    torch.testing.assert_close(images[0], images[1], atol=1e-3, rtol=0)
+    assert images.protocol["intensity"] == {"mode": "percentile", "lower": 0.5, "upper": 99.5}
+
+
+def test_pictures_beside_samples_are_no_samples(tmp_path: Path) -> None:
+    for n in range(2):
+        write_picture(tmp_path / f"sample_{n}.png")
+        (tmp_path / f"sample_{n}.json").write_text(json.dumps({"class_name": f"kind {n}"}))
+    write_picture(tmp_path / "preview.png", pixels((50, 60)))
+    images = ImageSet(tmp_path, labels="sidecars")
+    assert images.names == ["sample_0.png", "sample_1.png"]
+    assert (images.class_names, images.labels) == (("kind 0", "kind 1"), [0, 1])
+
+
+def test_volumes_beside_pictures_are_meant_alone(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    write_picture(tmp_path / "preview.png")
+    assert ImageSet(tmp_path).names == ["a.nii.gz"]
+
+
+def test_broken_files_are_listed_and_left_out(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    (tmp_path / "x.png").write_text("no picture")
+    images = ImageSet(tmp_path)
+    assert images.names == ["0.png", "2.png"]
+    assert sorted(fault.path.name for fault in images.unreadable) == ["1.png", "x.png"]
+    assert len(images.keys) == 2
+    for path in tmp_path.glob("[02].png"):
+        path.write_text("no picture")
+    with pytest.raises(UserError, match=r"must hold a readable image.*4 faults"):
+        ImageSet(tmp_path)
+
+
+def test_nan_is_a_fault_and_a_constant_image_stays(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii", np.full((4, 5, 6), np.nan, np.float32))
+    write_nifti(tmp_path / "b.nii", np.full((4, 5, 6), 7.0, np.float32))
+    write_nifti(tmp_path / "c.nii", voxels((4, 5, 6)))
+    images = ImageSet(tmp_path)
+    assert [str(fault.rule) for fault in images.unreadable] == ["voxels must be finite"]
+    assert images.constant == ["b.nii"]
+    assert images[0].unique().tolist() == [-1]
+
+
+def test_keys_follow_content_and_protocol(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 2)
+    write_picture(tmp_path / "b" / "other name.png", pixels((5, 7), seed=1))
+    a, b = ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")
+    assert a.keys[1] == b.keys[0] != a.keys[0]
+    assert ImageSet(tmp_path / "b", image_size=4).keys != b.keys
+    write_picture(tmp_path / "a" / "again.png", pixels((5, 7), seed=1))
+    assert ImageSet(tmp_path / "a").duplicates == 1
+
+
+def test_what_was_read_without_fault_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "a")
+    first = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageSet, "_read", refuse)
+        second = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
+    assert second.keys == first.keys
+
+
+@pytest.mark.parametrize(("labels", "found"), [("folders", ("cat", "dog")), ("labels.csv", ("0", "1"))])
+def test_labels_come_from_folders_or_a_list(tmp_path: Path, labels: str, found: tuple[str, ...]) -> None:
+    pictures(tmp_path / "cat", 1)
+    pictures(tmp_path / "dog", 2, seed=5)
+    (tmp_path / "labels.csv").write_text("image,label\ncat/0.png,0\ndog/1.png,1\ndog/0.png,1\n")
+    images = ImageSet(tmp_path, labels=labels)
+    assert (images.class_names, images.labels) == (found, [0, 1, 1])
+
+
+def test_a_limit_draws_the_same_images_again(tmp_path: Path) -> None:
+    pictures(tmp_path, 20)
+    names = [ImageSet(tmp_path, limit=5, seed=seed).names for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    assert len(names[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"), [({"image_size": 6}, (1, 6, 6, 1)), ({"crop_size": (4, 6)}, (1, 4, 6, 1))]
+)
+def test_mixed_sizes_are_refused_or_made_alike(tmp_path: Path, options: dict, shape: tuple[int, ...]) -> None:
+    pictures(tmp_path / "a", 2)
+    pictures(tmp_path / "b", 1, (6, 6))
+    with pytest.raises(UserError, match=r"one size.*2 of \(5, 7, 1\), 1 of \(6, 6, 1\).*image_size"):
+        ImageSet(tmp_path)
+    assert {tuple(image.shape) for image in ImageSet(tmp_path, **options)} == {shape}
+    with pytest.raises(UserError, match=r"sets must have images of one size.*\(5, 7, 1\) and \(6, 6, 1\)"):
+        check_alike([ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")])
+
+
+def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 1)
+    pictures(tmp_path / "b", 1, (5, 7, 3))
+    with pytest.raises(UserError, match=r"one number of channels.*Pass channels 1 or 3"):
+        ImageSet(tmp_path)
+    assert ImageSet(tmp_path, channels=3)[0].shape == (3, 5, 7, 1)
+    with pytest.raises(UserError, match=r"as many channels.*1 and 3"):
+        check_alike([ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")])
+
+
+def test_flat_images_and_volumes_do_not_mix(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a" / "a.nii", voxels((5, 7, 1)))
+    write_nifti(tmp_path / "b" / "b.nii", voxels((5, 7, 4)))
+    with pytest.raises(UserError, match=r"all 2D or all 3D.*1 are 2D, 1 are 3D"):
+        ImageSet(tmp_path)
+    with pytest.raises(UserError, match="2D images can not be compared with 3D volumes"):
+        check_alike([ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"intensity": "window"}, "needs two limits"),
+        ({"intensity": "stored", "window": (0, 1)}, "a window belongs to intensity window"),
+        ({"intensity": "percentil"}, "known mode.*Did you mean percentile"),
+        ({"image_size": (4, 4, 4)}, "image_size must be one or two whole numbers"),
+        ({"limit": 0}, "number of images must be positive"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: dict, message: str) -> None:
+    pictures(tmp_path)
+    with pytest.raises(UserError, match=message):
+        ImageSet(tmp_path, **options)
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="must not be empty"):
+        ImageSet(tmp_path / "empty")
+    with pytest.raises(UserError, match="must be an existing folder"):
+        ImageSet(tmp_path / "missing")
