@@ -1,4 +1,4 @@
-"""Networks: autoencoders with their bottlenecks and discriminators, external ones, and the diffusion UNet."""
+"""Networks: autoencoders with their bottlenecks and discriminators, external ones, the diffusion UNet, Swin UNETR."""
 
 from medical_diffusion.networks.autoencoder import Autoencoder
 from medical_diffusion.networks.bottleneck import Bottleneck, BottleneckOutput
@@ -7,6 +7,7 @@ from medical_diffusion.networks.discriminators import PatchDiscriminator
 from medical_diffusion.networks.external import ExternalAutoencoder
 from medical_diffusion.networks.gaussian import GaussianBottleneck
 from medical_diffusion.networks.quantizer import VectorQuantizer
+from medical_diffusion.networks.swin import SwinUNETR
 from medical_diffusion.networks.unet import UNet
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GaussianBottleneck",
     "LatentCodec",
     "PatchDiscriminator",
+    "SwinUNETR",
     "UNet",
     "VectorQuantizer",
 ]
