@@ -265,6 +265,16 @@ def test_command_shows_and_asks(
     monkeypatch.undo()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anybody_is_asked(
+    manifest: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (manifest.parent / "out").write_text("a file where the folder should be")
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail("asked"))
+    assert run(manifest) == 1
+    assert "the output folder must be writable" in capsys.readouterr().err
+    assert store.requested == []
+
+
 def test_command_with_yes(manifest: Path, store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(manifest, "--yes") == 0
     assert len(store.requested) == 15

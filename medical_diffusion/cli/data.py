@@ -169,6 +169,7 @@ def _download(arguments: argparse.Namespace) -> None:
     from medical_diffusion.data.acquisition.download import IdcStore, download
     from medical_diffusion.data.acquisition.plan import plan_download
     from medical_diffusion.data.listing.manifest import load_manifest
+    from medical_diffusion.files import check_writable
 
     plan = plan_download(load_manifest(arguments.name), arguments.output, arguments.patients)
     print(plan)
@@ -177,6 +178,7 @@ def _download(arguments: argparse.Namespace) -> None:
         return
     if plan.remaining:
         plan.check_disk()
+        check_writable(plan.output_dir)  # before anybody is asked
         store = IdcStore()
         if not arguments.yes and not _agreed(plan):
             print("Nothing was fetched.")
