@@ -28,6 +28,7 @@ PHANTOM_TITLES = {
     "histology": "histology",
     "knee_mri": "knee-MRI",
     "radiograph": "chest-radiograph",
+    "shapes": "geometric",
 }
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medical_diffusion.data.phantoms import brain_mri, breast_mri, chest_ct, fundus, histology, knee_mri, radiograph
+from medical_diffusion.data.phantoms import (
+    brain_mri,
+    breast_mri,
+    chest_ct,
+    fundus,
+    histology,
+    knee_mri,
+    radiograph,
+    shapes,
+)
 from medical_diffusion.data.phantoms.primitives import Phantom
 from medical_diffusion.errors import UserError, did_you_mean
 
@@ -79,6 +88,12 @@ PHANTOM_KINDS: dict[str, PhantomKind] = {
         version=knee_mri.VERSION,
         intensity_unit="MRI signal, arbitrary",
         classes=knee_mri.CLASSES,
+    ),
+    "shapes": PhantomKind(
+        generate=shapes.shapes_phantom,
+        labels=shapes.MASK_LABELS,
+        version=shapes.VERSION,
+        intensity_unit="arbitrary, 0 to about 1000",
     ),
 }
 
