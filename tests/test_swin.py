@@ -60,7 +60,7 @@ def test_cropped_result_stands_where_the_padded_one_does() -> None:
 def test_size_too_small_or_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match=r"at least 8 voxels along each axis.*\(32, 32, 4\).*depth 1"):
         SwinUNETR((32, 32, 4))
-    with pytest.raises(UserError, match="feature_size must be a multiple of 12.*16"):
+    with pytest.raises(UserError, match=r"feature_size must be a multiple of 12.*16"):
         SwinUNETR((32, 32, 32), feature_size=16)
     images, volumes = SwinUNETR((32, 32, 1), feature_size=12), SwinUNETR((32, 32, 32), feature_size=12)
     with pytest.raises(UserError, match=r"images \(depth 1\) takes images.*depth 8"):

@@ -11,6 +11,9 @@ STAGE_TITLES = {
     "data": "Data and preprocessing",
     "autoencoder": "Stage 1: autoencoder",
     "diffusion": "Stage 2: diffusion",
+    "network": "Network",
+    "pretraining": "Pre-training",
+    "finetuning": "Fine-tuning",
     "run": "Run",
 }
 
@@ -26,10 +29,10 @@ def describe_bundle(root: str | Path) -> str:
     lines = [f"{metadata['name']} {metadata['version']}: {metadata['task']}", metadata["description"], ""]
     lines += ["Defaults: on phantoms (no --dataset_dir) | on real volumes (the paper's configuration)"]
     for stage, title in STAGE_TITLES.items():
-        lines += ["", title]
-        for option in options.values():
-            if option.stage == stage:
-                lines += _describe(option)
+        chosen = [option for option in options.values() if option.stage == stage]
+        lines += ["", title] if chosen else []
+        for option in chosen:
+            lines += _describe(option)
     return "\n".join(lines)
 
 

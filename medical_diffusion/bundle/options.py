@@ -35,8 +35,8 @@ class Option:
         choices: allowed values of a ``choice``.
         minimum, maximum: bounds of numbers, and of each number in a list.
         optional: whether ``none`` is a value.
-        stage: what the value shapes: ``data``, ``autoencoder`` or ``diffusion`` (stored with the weights), or only the
-            ``run`` itself.
+        stage: what the value shapes: ``data``, or a part of the method such as ``autoencoder`` (stored with the
+            weights), or only the ``run`` itself.
         free: whether inference may differ from training although the value shapes a stage.
     """
 

@@ -2,7 +2,8 @@
 
 ``templates/bundles/<name>.json`` names a family, a paper, and the values of options and metadata that are the bundle's
 own; ``templates/<family>/`` holds the configurations and what they have in common, and under ``papers/`` the values of
-all bundles of a paper. A test and ``bundle render --check`` tell when a bundle has drifted from its template.
+all bundles of a paper; ``templates/shared/`` holds what all families take where they have none of their own. A test and
+``bundle render --check`` tell when a bundle has drifted from its template.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def render_bundle(name: str) -> dict[str, str]:
     bundle["options"] = {**paper["options"], **_over(paper["options"], bundle["options"])}
     options = _options(family, bundle["options"])
     common = _read(family / "common.json")
-    rendered = {"configs/options.json": _lines(_table(options)), "configs/logging.conf": _text(family / "logging.conf")}
+    rendered = {
+        "configs/options.json": _lines(_table(options)),
+        "configs/logging.conf": _text(_own_or_shared(family, "logging.conf")),
+    }
     for entry in family.iterdir():
         config = entry.name.removesuffix(".json")
         if entry.name.endswith(".json") and config not in ("options", "common", "metadata"):
@@ -47,7 +51,7 @@ def render_bundle(name: str) -> dict[str, str]:
     for key, text in filled.items():
         readme = readme.replace(f"{{{key}}}", text)
     rendered["docs/README.md"] = readme
-    rendered["LICENSE"] = _text(family / "LICENSE")
+    rendered["LICENSE"] = _text(_own_or_shared(family, "LICENSE"))
     return rendered
 
 
@@ -88,7 +92,7 @@ def _compose(
     names = [name for name, option in options.items() if base in option["configs"]]
     used = {key: common[key] for key in own.pop("_use_")}
     composed: dict[str, Any] = {"imports": used.pop("imports"), "bundle_root": used.pop("bundle_root")}
-    composed |= {name: None if name in _GIVEN else f"$@defaults['{name}']" for name in names}
+    composed |= {name: None if options[name].get("given") else f"$@defaults['{name}']" for name in names}
     composed |= {"device": own.pop("device"), "phantom_kind": bundle["phantom_kind"], "defaults": own.pop("defaults")}
     composed |= {**used, **own}
     composed["settings"] = {
@@ -98,8 +102,9 @@ def _compose(
     return composed
 
 
-_GIVEN = ("dataset_dir", "run_dir")
-"""Options whose default is nothing and on which the other defaults depend."""
+_RENDERING = ("configs", "given")
+"""What the table says for rendering alone: the configurations that take an option, and whether it is given by the user
+or absent (its default is nothing, and the other defaults may depend on it)."""
 
 
 def _over(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -121,14 +126,30 @@ def _options(family: Traversable, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: {k: v for k, v in option.items() if k != "configs"} for name, option in options.items()}
+    return {name: {k: v for k, v in option.items() if k not in _RENDERING} for name, option in options.items()}
 
 
 def _fill_metadata(
     metadata: dict[str, Any], name: str, bundle: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Shapes of ``network_data_format`` follow from the phantom profile, at which a fresh bundle runs."""
+    """Shapes of ``network_data_format`` follow from the phantom profile, at which a fresh bundle runs.
+
+    A family states its own format with options by name (``"@image_size"``); without one it is that of latents.
+    """
     phantom = {n: o.get("phantom", o.get("default")) for n, o in options.items()}
+    own = {**metadata, **bundle["metadata"]}
+    formats = _filled(own["network_data_format"], phantom) if "network_data_format" in own else _latent_format(phantom)
+    return {**metadata, "name": name, **bundle["metadata"], "network_data_format": formats}
+
+
+def _filled(content: Any, values: dict[str, Any]) -> Any:
+    """``content`` with every text ``"@option"`` replaced by that option's value."""
+    if isinstance(content, dict):
+        return {key: _filled(value, values) for key, value in content.items()}
+    return values[content[1:]] if isinstance(content, str) and content.startswith("@") else content
+
+
+def _latent_format(phantom: dict[str, Any]) -> dict[str, Any]:
     latent = [s // c if s > 1 else 1 for s, c in zip(phantom["image_size"], phantom["compression"], strict=True)]
     tensor = {
         "type": "image",
@@ -152,8 +173,12 @@ def _fill_metadata(
         "is_patch_data": False,
         "channel_def": {"0": "timestep"},
     }
-    formats = {"inputs": {"image": tensor, "timesteps": timesteps}, "outputs": {"pred": tensor}}
-    return {**metadata, "name": name, **bundle["metadata"], "network_data_format": formats}
+    return {"inputs": {"image": tensor, "timesteps": timesteps}, "outputs": {"pred": tensor}}
+
+
+def _own_or_shared(family: Traversable, file: str) -> Traversable:
+    own = family / file
+    return own if own.is_file() else TEMPLATES / "shared" / file
 
 
 def _read(path: Traversable) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from medical_diffusion.files import load_tensors
 from medical_diffusion.shapes import latent_size
 
 WEIGHTS = ("model.pt", "autoencoder.pt")
-STAGES = ("data", "autoencoder", "diffusion")
+STAGES = ("data", "autoencoder", "diffusion", "network", "pretraining", "finetuning")
 
 
 class Defaults(dict[str, Any]):
@@ -25,6 +25,8 @@ class Defaults(dict[str, Any]):
         dataset_dir: the user's data; without it training takes the ``phantom`` profile, with it ``paper``.
         run_dir: where the weights lie; the bundle's folder by default.
         from_weights: take what shapes the model from the weights where there are some.
+        inherited: values that other weights bring along, such as the width of a pre-trained network; they take the
+            place of the profile's.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Defaults(dict[str, Any]):
         dataset_dir: str | None = None,
         run_dir: str | None = None,
         from_weights: bool = False,
+        inherited: Mapping[str, Any] | None = None,
     ) -> None:
         self.options = load_options(bundle_root)
         folder = Path(coerce(self.options["run_dir"], run_dir) or bundle_root)
         self.trained = stored_settings(folder) if from_weights else {}
         self.profile = self.trained.get("profile") or ("phantom" if dataset_dir is None else "paper")
         super().__init__({name: option.defaults[self.profile] for name, option in self.options.items()})
+        self.update({name: value for name, value in (inherited or {}).items() if name in self.options})
         self.update({name: value for name, value in self.trained.items() if name in self.options})
 
 
@@ -75,6 +79,10 @@ class Settings:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an option that not every family of bundles has."""
+        return self.values.get(name, default)
 
     def of_stage(self, *stages: str) -> dict[str, Any]:
         """The values that shape the given stages, for fingerprints."""
