@@ -5,6 +5,7 @@ from medical_diffusion.training.checkpoint import Progress, StageCheckpoint, Tra
 from medical_diffusion.training.diffusion_step import DiffusionStep, NoisePredictionInferer
 from medical_diffusion.training.ema import ExponentialMovingAverage
 from medical_diffusion.training.handlers import ProgressBar, TensorBoardLogs, Validation
+from medical_diffusion.training.segmentation_step import SegmentationStep, parameter_groups
 from medical_diffusion.training.trainer import StepTrainer
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "NoisePredictionInferer",
     "Progress",
     "ProgressBar",
+    "SegmentationStep",
     "StageCheckpoint",
     "StepTrainer",
     "TensorBoardLogs",
     "TrainableStep",
     "Validation",
+    "parameter_groups",
 ]

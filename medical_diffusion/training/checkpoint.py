@@ -43,10 +43,12 @@ class TrainableStep(Protocol):
 
 @dataclass
 class Progress:
-    """Where a stage stands: ``step`` steps done; ``best`` validation figure so far (None before the first)."""
+    """Where a stage stands: ``step`` steps done; ``best`` validation figure so far (None before the first), which was
+    reached at ``best_step``."""
 
     step: int = 0
     best: float | None = None
+    best_step: int = 0
 
 
 class StageCheckpoint:
@@ -57,10 +59,18 @@ class StageCheckpoint:
         stage: ``autoencoder`` or ``model``: the files' name.
         fingerprint: hash of all that shapes the result except the number of steps.
         settings: option values stored with the weights, plain values only.
+        keep_best: the final weights are those of the best validation figure instead of the last step's.
     """
 
-    def __init__(self, models_dir: str | Path, stage: str, fingerprint: str, settings: dict[str, Any]) -> None:
-        self.stage, self.fingerprint, self.settings = stage, fingerprint, settings
+    def __init__(
+        self,
+        models_dir: str | Path,
+        stage: str,
+        fingerprint: str,
+        settings: dict[str, Any],
+        keep_best: bool = False,
+    ) -> None:
+        self.stage, self.fingerprint, self.settings, self.keep_best = stage, fingerprint, settings, keep_best
         folder = Path(models_dir)
         self.weights_path = folder / f"{stage}.pt"
         self.last_path = folder / f"{stage}_last.pt"
@@ -71,12 +81,12 @@ class StageCheckpoint:
         if self._belongs(self.last_path):
             state = load_tensors(self.last_path)
             step.load_state_dict(state["state"])
-            return Progress(int(state["step"]), state["best"])
+            return _progress(state)
         if self._belongs(self.weights_path):
             state = load_tensors(self.weights_path)
             step.load_weights(state["model"])
             logger.info("%s: weights found without their optimiser's state, which starts afresh", self.stage)
-            return Progress(int(state["step"]), state["best"])
+            return _progress(state)
         self._move_aside()
         return Progress()
 
@@ -89,7 +99,7 @@ class StageCheckpoint:
         for path in (self.last_path, self.weights_path):
             if self._belongs(path):
                 state = load_tensors(path)
-                return Progress(int(state["step"]), state["best"])
+                return _progress(state)
         return None
 
     def save(self, step: TrainableStep, progress: Progress) -> None:
@@ -107,7 +117,9 @@ class StageCheckpoint:
         """Write the final weights (and the state, so that more steps can extend the run)."""
         self.save(step, progress)
         if is_main_process():
-            save_tensors(self.weights_path, {"model": step.weights(), **self._header(progress)})
+            keeps_best = self.keep_best and self._belongs(self.best_path)
+            weights = load_tensors(self.best_path)["model"] if keeps_best else step.weights()
+            save_tensors(self.weights_path, {"model": weights, **self._header(progress)})
         return self.weights_path
 
     def _header(self, progress: Progress) -> dict[str, Any]:
@@ -117,6 +129,7 @@ class StageCheckpoint:
             "settings": self.settings,
             "step": progress.step,
             "best": progress.best,
+            "best_step": progress.best_step,
         }
 
     def _belongs(self, path: Path) -> bool:
@@ -144,3 +157,7 @@ class StageCheckpoint:
             self.stage,
             folder,
         )
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    return Progress(int(state["step"]), state["best"], int(state.get("best_step", 0)))

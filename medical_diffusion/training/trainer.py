@@ -46,7 +46,8 @@ class StepTrainer(Trainer):
     Args:
         device: where the step computes.
         step: what is trained.
-        train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label``.
+        train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label`` or the map
+            ``label``.
         epoch_length: number of steps of the run.
         max_epochs: passes over ``epoch_length`` steps; the run's length is their product.
         checkpoint: files of the stage.
@@ -55,6 +56,7 @@ class StepTrainer(Trainer):
         augmentation: applied to each batch on the device.
         learning_rate_decay: share of the run, at its end, over which every learning rate falls linearly to zero.
         on_finish: called once with the step after the last one, before the final weights are written.
+        patience: steps without a better validation figure after which the run ends; None runs to its end.
         train_handlers: MONAI or ignite handlers.
     """
 
@@ -71,6 +73,7 @@ class StepTrainer(Trainer):
         augmentation: Callable[[Tensor], Tensor] | None = None,
         learning_rate_decay: float = 0.0,
         on_finish: Callable[[], None] | None = None,
+        patience: int | None = None,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(
@@ -83,6 +86,7 @@ class StepTrainer(Trainer):
         self.step, self.checkpoint, self.checkpoint_interval = step, checkpoint, checkpoint_interval
         self.augmentation, self.on_finish = augmentation, on_finish
         self.learning_rate_decay = learning_rate_decay
+        self.patience = patience
         self.state.seed = seed
         self.progress = Progress()
         self._signal: int | None = None
@@ -102,7 +106,7 @@ class StepTrainer(Trainer):
         """
         self.progress = self.checkpoint.restore(self.step)
         done, total, stage = self.progress.step, self.total_steps, self.checkpoint.stage
-        if done >= total:
+        if done >= total or self._has_lost_patience():
             logger.info("%s: finished before (%d steps) and unchanged, skipped", stage, done)
             if not self.checkpoint.has_final_weights():  # interrupted in a longer run
                 self._finish()
@@ -111,6 +115,8 @@ class StepTrainer(Trainer):
             logger.info("%s: continuing at step %d of %d", stage, done, total)
         self.add_event_handler(Events.ITERATION_COMPLETED, _check_loss)
         self._register_handlers(self._handlers)
+        if self.patience is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED, _stop_early)
         self.add_event_handler(Events.ITERATION_COMPLETED, _save_when_due)
         self.data_loader.start_at(done)
         self.state.iteration, self.state.epoch = done, done // self.state.epoch_length
@@ -129,7 +135,7 @@ class StepTrainer(Trainer):
             raise SystemExit(128 + self._signal)
         self._finish()
         last = ", ".join(f"{name} {float(value):.4g}" for name, value in self.state.output[0].items())
-        logger.info("%s: finished at step %d: %s", stage, total, last)
+        logger.info("%s: finished at step %d: %s", stage, self.progress.step, last)
 
     def _finish(self) -> None:
         if self.on_finish is not None:
@@ -145,7 +151,7 @@ class StepTrainer(Trainer):
         images = images.contiguous(memory_format=torch.channels_last_3d)
         if self.augmentation is not None:
             images = self.augmentation(images)
-        labels = batchdata.get("class_label")
+        labels = batchdata.get("class_label", batchdata.get("label"))
         if labels is not None:
             labels = torch.as_tensor(labels).to(engine.state.device, non_blocking=True)
         output = self.step(images, index, labels)
@@ -160,8 +166,12 @@ class StepTrainer(Trainer):
     def record_validation(self, figure: float) -> None:
         """Keep the weights if ``figure`` (lower is better) is the best so far."""
         if self.progress.best is None or figure < self.progress.best:
-            self.progress.best = figure
+            self.progress.best, self.progress.best_step = figure, self.progress.step
             self.checkpoint.save_best(self.step, self.progress)
+
+    def _has_lost_patience(self) -> bool:
+        waited = self.progress.step - self.progress.best_step
+        return self.patience is not None and self.progress.best is not None and waited >= self.patience
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signal = number
@@ -181,6 +191,14 @@ def _check_loss(engine: StepTrainer) -> None:
             "The last checkpoint is kept. Try a lower learning rate, a longer discriminator warm-up or --amp false, "
             "and look for outliers in the data with: python -m medical_diffusion data verify",
         )
+
+
+def _stop_early(engine: StepTrainer) -> None:
+    if _agreed(engine._has_lost_patience(), engine.state.device) and engine.state.iteration < engine.total_steps:
+        logger.info(
+            "%s: no better figure since step %d, stopped early", engine.checkpoint.stage, engine.progress.best_step
+        )
+        engine.terminate()
 
 
 def _save_when_due(engine: StepTrainer) -> None:
