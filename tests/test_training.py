@@ -239,6 +239,24 @@ def test_learning_rate_falls_over_the_end_of_the_run_and_resumes_there(tmp_path:
     assert_same(final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut"))
 
 
+def test_learning_rate_rises_and_falls_along_a_cosine(tmp_path: Path) -> None:
+    options = {"learning_rate_decay": 1.0, "learning_rate_shape": "cosine", "learning_rate_warmup": 0.25}
+    trainer = make_trainer(tmp_path / "whole", 8, **options)
+    factors = [trainer.learning_rate_factor(i) for i in range(8)]
+    assert factors.index(max(factors)) == 2 and 0 < factors[0] < factors[1] < factors[2]
+    assert factors[2:] == sorted(factors[2:], reverse=True) and factors[4] == pytest.approx(0.5)
+    assert 0 < factors[7] < 0.05
+    trainer.run()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "cut", 8, train_handlers=[StopAt(2)], **options).run()
+    make_trainer(tmp_path / "cut", 8, **options).run()
+    assert_same(final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut"))
+    with pytest.raises(UserError, match="learning_rate_shape must be one of linear, cosine"):
+        make_trainer(tmp_path, 8, learning_rate_shape="step")
+    with pytest.raises(UserError, match=r"learning_rate_warmup must lie in \[0, 1\]"):
+        make_trainer(tmp_path, 8, learning_rate_warmup=2.0)
+
+
 def test_drawn_timesteps_cover_the_schedule() -> None:
     step = DiffusionStep(network := TinyDenoiser(), torch.optim.Adam(network.parameters()), DDPMSampler(100))
     _, timesteps = step.draw(torch.zeros(10, 2, 4, 4, 2))

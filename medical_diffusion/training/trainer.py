@@ -26,6 +26,7 @@ from medical_diffusion.training.distributed import is_main_process
 logger = logging.getLogger(__name__)
 
 FINITE_CHECK_INTERVAL = 10
+SHAPES = ("linear", "cosine")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -54,10 +55,15 @@ class StepTrainer(Trainer):
         checkpoint_interval: seconds between two resumable states.
         seed: of the random numbers of every step.
         augmentation: applied to each batch on the device.
-        learning_rate_decay: share of the run, at its end, over which every learning rate falls linearly to zero.
+        learning_rate_decay: share of the run, at its end, over which every learning rate falls to zero.
+        learning_rate_warmup: share of the run, at its start, over which they rise linearly from zero.
+        learning_rate_shape: how they fall: ``"linear"``, or ``"cosine"`` (half a period, Loshchilov and Hutter 2017).
         on_finish: called once with the step after the last one, before the final weights are written.
         patience: steps without a better validation figure after which the run ends; None runs to its end.
         train_handlers: MONAI or ignite handlers.
+
+    Raises:
+        UserError: another shape, or a warm-up outside [0, 1].
     """
 
     def __init__(
@@ -72,6 +78,8 @@ class StepTrainer(Trainer):
         seed: int = 0,
         augmentation: Callable[[Tensor], Tensor] | None = None,
         learning_rate_decay: float = 0.0,
+        learning_rate_warmup: float = 0.0,
+        learning_rate_shape: str = "linear",
         on_finish: Callable[[], None] | None = None,
         patience: int | None = None,
         train_handlers: Sequence[Any] | None = None,
@@ -85,7 +93,12 @@ class StepTrainer(Trainer):
         )
         self.step, self.checkpoint, self.checkpoint_interval = step, checkpoint, checkpoint_interval
         self.augmentation, self.on_finish = augmentation, on_finish
-        self.learning_rate_decay = learning_rate_decay
+        if learning_rate_shape not in SHAPES:
+            raise UserError(f"learning_rate_shape must be one of {', '.join(SHAPES)}", learning_rate_shape)
+        if not 0.0 <= learning_rate_warmup <= 1.0:
+            raise UserError("learning_rate_warmup must lie in [0, 1]", learning_rate_warmup)
+        self.learning_rate_decay, self.learning_rate_warmup = learning_rate_decay, learning_rate_warmup
+        self.learning_rate_shape = learning_rate_shape
         self.patience = patience
         self.state.seed = seed
         self.progress = Progress()
@@ -160,8 +173,10 @@ class StepTrainer(Trainer):
 
     def learning_rate_factor(self, index: int) -> float:
         """Factor of the learning rates at step ``index`` (from 0); resuming needs no state for it."""
-        falling = self.learning_rate_decay * self.total_steps
-        return 1.0 if falling == 0 else min(1.0, (self.total_steps - index) / falling)
+        falling, rising = (share * self.total_steps for share in (self.learning_rate_decay, self.learning_rate_warmup))
+        left = 1.0 if falling == 0 else min(1.0, (self.total_steps - index) / falling)
+        factor = left if self.learning_rate_shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+        return factor if index >= rising else factor * (index + 1) / (rising + 1)
 
     def record_validation(self, figure: float) -> None:
         """Keep the weights if ``figure`` (lower is better) is the best so far."""
