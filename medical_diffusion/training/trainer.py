@@ -46,8 +46,8 @@ class StepTrainer(Trainer):
 
     Args:
         device: where the step computes.
-        step: what is trained.
-        train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label`` or the map
+        train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label`` or
+            the map ``label``.
             ``label``.
         epoch_length: number of steps of the run.
         max_epochs: passes over ``epoch_length`` steps; the run's length is their product.
