@@ -48,7 +48,6 @@ class StepTrainer(Trainer):
         device: where the step computes.
         train_data_loader: endless loader whose items hold ``image`` and, where the data have labels, ``class_label`` or
             the map ``label``.
-            ``label``.
         epoch_length: number of steps of the run.
         max_epochs: passes over ``epoch_length`` steps; the run's length is their product.
         checkpoint: files of the stage.
