@@ -30,13 +30,16 @@ def to_grey(volume: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.clip(np.nan_to_num(scaled), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def planes(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> list[np.ndarray]:
+def planes(
+    volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0), at: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """Central axial, coronal and sagittal slices of a RAS+ volume as a radiologist holds them; an image as it is.
 
     Args:
         volume: (H, W, D) with axes running right, anterior, superior; an image is (H, W, 1) or, in colour,
             (H, W, 1, 3), with rows running down.
         spacing: millimetres per voxel; slices are stretched to square pixels.
+        at: voxel that the three slices share, the centre by default.
 
     Returns:
         pictures (rows, columns) or (rows, columns, 3); the patient's right is on the left, anterior (or superior) on
@@ -45,9 +48,10 @@ def planes(volume: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> li
     h, w, d = volume.shape[:3]
     if d == 1:
         return [volume[:, :, 0]]
-    axial = _upright(volume[:, :, d // 2], spacing[0], spacing[1])
-    coronal = _upright(volume[:, w // 2, :], spacing[0], spacing[2])
-    sagittal = _upright(volume[h // 2, :, :], spacing[1], spacing[2], flip=True)
+    i, j, k = (h // 2, w // 2, d // 2) if at is None else at
+    axial = _upright(volume[:, :, k], spacing[0], spacing[1])
+    coronal = _upright(volume[:, j, :], spacing[0], spacing[2])
+    sagittal = _upright(volume[i, :, :], spacing[1], spacing[2], flip=True)
     return [axial, coronal, sagittal]
 
 
@@ -83,11 +87,23 @@ def volume_grid(
     Returns:
         RGB bytes (height, width, 3).
     """
-    bands: list[np.ndarray] = []
-    for label, volumes in rows:
-        columns = [[to_grey(p, *value_range) for p in planes(np.asarray(v), spacing)] for v in volumes]
-        tiles = [[_enlarge(p) for p in column] for column in columns]
-        bands.append(_band(label, tiles))
+    grey = [
+        (label, [[to_grey(p, *value_range) for p in planes(np.asarray(v), spacing)] for v in volumes])
+        for label, volumes in rows
+    ]
+    return tile_grid(grey)
+
+
+def tile_grid(rows: Sequence[tuple[str, Sequence[Sequence[np.ndarray]]]]) -> np.ndarray:
+    """A labelled picture with one band per row of columns of tiles.
+
+    Args:
+        rows: (label, columns); each column holds as many tiles, of bytes (rows, columns) or (rows, columns, 3).
+
+    Returns:
+        RGB bytes (height, width, 3).
+    """
+    bands = [_band(label, [[_enlarge(tile) for tile in column] for column in columns]) for label, columns in rows]
     width = max(band.shape[1] for band in bands)
     padded = [np.pad(b, ((0, 0), (0, width - b.shape[1]), (0, 0)), constant_values=MARGIN_GREY) for b in bands]
     return np.concatenate(padded, axis=0)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,15 @@ class LabelledList:
         train: the labelled share of the training part.
         classes: value in the label maps by name, in the order of the network's channels 1, 2, ...; channel 0 is the
             background and all values that are not named.
-        fingerprint: changes with the files, the split, the share and the classes; a copied folder keeps it.
+        data: changes with the files, the split and the classes, not with the share; a copied folder keeps it.
+        fingerprint: changes with the share too.
     """
 
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
     classes: dict[str, int]
+    data: str
     fingerprint: str
 
     def subjects(self, part: str) -> list[str]:
@@ -59,7 +61,7 @@ def build_labelled_list(
     dataset_dir: str | Path,
     manifest: str | Path | None = None,
     datalist: str | Path | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[str, int] | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     label_fraction: float = WHOLE,
@@ -72,7 +74,7 @@ def build_labelled_list(
     Args:
         dataset_dir, manifest, datalist, planar: see :func:`~medical_diffusion.data.listing.pairs.find_pairs`.
         classes: where a list states the names of the values, those to segment (the others become background);
-            otherwise names of the values 1, 2, ... in order. None takes all.
+            otherwise names of the values 1, 2, ... in order. None takes all. A mapping gives the values.
         validation_fraction, test_fraction: shares of the subjects.
         label_fraction: percent of the training subjects whose labels are used, in (0, 100].
         subset_seed: which of them.
@@ -98,15 +100,15 @@ def build_labelled_list(
     lists: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
     for volume in pairs.volumes:
-        part = parts[volume.subject]
-        if part == "train" and volume.subject not in share:
-            continue
-        label = _label_of(volume)
-        lists[part].append({"image": str(volume.path), "label": str(label), "subject": volume.subject})
+        part, label = parts[volume.subject], _label_of(volume)
         mark = [f"{path.name}:{path.stat().st_size}:{_checksum(path)}" for path in (volume.path, label)]
         digest.update(f"{part}\n{volume.subject}\n{mark}\n".encode())
+        if part != "train" or volume.subject in share:
+            lists[part].append({"image": str(volume.path), "label": str(label), "subject": volume.subject})
+    whole = digest.hexdigest()
+    digest.update("\n".join(sorted(share)).encode())
     _check_share(lists["train"], foreground, chosen, label_fraction)
-    result = LabelledList(**lists, classes=chosen, fingerprint=digest.hexdigest())
+    result = LabelledList(**lists, classes=chosen, data=whole, fingerprint=digest.hexdigest())
     logger.info("Labelled images of %s: %s", dataset_dir, result)
     return result
 
@@ -141,8 +143,12 @@ def _stated_values(pairs: Pairs, maps: Sequence[LabelMap | None]) -> dict[int, s
     return {value: f"class_{value}" for value in sorted(found)}
 
 
-def _choose(pairs: Pairs, values: dict[int, str], classes: Sequence[str] | None) -> dict[str, int]:
+def _choose(
+    pairs: Pairs, values: dict[int, str], classes: Sequence[str] | Mapping[str, int] | None
+) -> dict[str, int]:
     """Value by name of the classes to segment."""
+    if isinstance(classes, Mapping):
+        return {str(name): int(value) for name, value in classes.items()}
     if classes is None:
         return {name: value for value, name in values.items()}
     if len(set(classes)) < len(classes):

@@ -1,0 +1,190 @@
+"""The labelled volumes of a run: the user's, checked before any work, or phantoms with their masks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import PersistentDataset
+from monai.transforms import Compose, EnsureTyped
+from tqdm import tqdm
+
+from medical_diffusion.bundle.context import config_item
+from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.options import NONE_WORDS
+from medical_diffusion.bundle.settings import Settings
+from medical_diffusion.data import EncodeLabelsd, Fault, LabelledList, SampleForegroundd, build_labelled_list
+from medical_diffusion.data.checks import raise_faults
+from medical_diffusion.data.phantoms import write_phantoms
+from medical_diffusion.errors import UserError, find_user_error
+from medical_diffusion.files import content_hash, file_hash, load_tensors
+from medical_diffusion.training.distributed import barrier, is_main_process
+
+logger = logging.getLogger(__name__)
+
+CACHED_CONFIGS = ("preprocessing", "intensity_scaling")
+TRAINED_CONFIGS = ("network_def", "train")
+NOT_SHAPING = ("handlers", "trainer", "logs", "dataloader", "evaluator", "checkpoint", "validation_dataset")
+INHERITED = ("feature_size",)
+"""Options that take the value of the pre-trained network."""
+
+
+class SegmentationData:
+    """Lists of labelled volumes, found at first use.
+
+    Args:
+        settings: of the run.
+        folders: where phantoms and caches go.
+        kind: of the phantoms.
+        preprocessing: MONAI transforms from paths under ``image`` and ``label`` to volumes on one grid, the image in
+            [-1, 1].
+    """
+
+    def __init__(self, settings: Settings, folders: Folders, kind: str, preprocessing: Sequence[Any]) -> None:
+        self.settings, self.folders, self.kind = settings, folders, kind
+        self.preprocessing = list(preprocessing)
+
+    @cached_property
+    def root(self) -> Path:
+        """Folder of the volumes; phantoms are written here when there is no ``dataset_dir``."""
+        s = self.settings
+        if s.dataset_dir is not None:
+            return Path(s.dataset_dir)
+        if s.profile != "phantom":
+            raise UserError(
+                "weights that were trained on real volumes are evaluated on real volumes",
+                "no dataset_dir",
+                "Pass the folder that they were trained on: --dataset_dir DIR",
+            )
+        return write_phantoms(
+            kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=s.phantom_size
+        )
+
+    @cached_property
+    def lists(self) -> LabelledList:
+        s = self.settings
+        return build_labelled_list(
+            self.root,
+            manifest=s.manifest,
+            datalist=s.datalist,
+            classes=s.trained.get("class_values") or s.get("classes"),
+            validation_fraction=s.validation_fraction,
+            test_fraction=s.test_fraction,
+            label_fraction=s.get("label_fraction", 100.0),
+            subset_seed=s.get("subset_seed", 0),
+            planar=s.planar,
+            memory=self.folders.cache / "label_maps.json" if is_main_process() else None,
+        )
+
+    @property
+    def class_values(self) -> dict[str, int]:
+        """Value in label maps by the name of each class, in the order of the network's channels 1, 2, ..."""
+        return self.lists.classes
+
+    @property
+    def train(self) -> list[dict[str, Any]]:
+        return self.lists.train
+
+    @property
+    def validation(self) -> list[dict[str, Any]]:
+        return self.lists.validation
+
+    @property
+    def transform(self) -> Compose:
+        """Preprocessing that ends in plain tensors, for caching."""
+        return Compose(
+            [
+                *self.preprocessing,
+                EncodeLabelsd("label", list(self.class_values.values())),
+                SampleForegroundd("label"),
+                EnsureTyped(("image", "label", "foreground"), track_meta=False),
+                _Kept(),
+            ]
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Name of caches: hash of data, preprocessing and the settings that shape them."""
+        configs = [config_item(name) for name in CACHED_CONFIGS]
+        return content_hash([self.lists.data, self.settings.of_stage("data"), configs])
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the preprocessed volumes, one per :attr:`key`."""
+        return self.folders.cache / f"labelled_{self.key[:24]}"
+
+    def prepare(self) -> None:
+        """Find and check the volumes, or make the phantoms, and preprocess them: before any training.
+
+        Raises:
+            UserError: all volumes that can not be preprocessed (constant, not finite) are listed.
+        """
+        if is_main_process():
+            _ = self.lists
+            for stale in set(self.folders.cache.glob("labelled_*")) - {self.cache_dir}:
+                shutil.rmtree(stale, ignore_errors=True)
+            self._fill_cache()
+        barrier()
+        _ = self.lists
+
+    def _fill_cache(self) -> None:
+        items = [*self.train, *self.validation]
+        dataset = PersistentDataset(items, self.transform, self.cache_dir)
+        faults = []
+        for n in tqdm(range(len(items)), "Preprocessing", unit="volume"):
+            try:
+                _ = dataset[n]
+            except Exception as error:  # MONAI wraps what a transform raises
+                user_error = find_user_error(error)
+                if user_error is None:
+                    raise
+                faults.append(Fault.from_error(Path(items[n]["image"]), user_error))
+        raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out")
+
+    def stored_settings(self) -> dict[str, Any]:
+        """What goes into the checkpoints."""
+        return {
+            **self.settings.stored(),
+            "class_values": dict(self.class_values),
+            "data": self.lists.data,
+            "training_ids": self.lists.subjects("train"),
+        }
+
+    def fingerprint(self, pretrained: str | None) -> str:
+        """Hash of all that shapes the result except the number of steps."""
+        configs = [_shaping(config_item(name)) for name in TRAINED_CONFIGS]
+        weights = file_hash(pretrained) if pretrained is not None else None
+        settings = self.settings.of_stage("data", "network", "finetuning")
+        return content_hash([self.key, self.lists.fingerprint, settings, self.settings.seed, configs, weights])
+
+
+def inherited(pretrained: Any) -> dict[str, Any]:
+    """Options that must be those of a pre-trained network, from the settings beside its weights where there are any."""
+    if pretrained is None or str(pretrained).strip().lower() in NONE_WORDS:
+        return {}
+    settings = load_tensors(Path(str(pretrained)).expanduser()).get("settings")
+    found = settings if isinstance(settings, dict) else {}
+    return {name: found[name] for name in INHERITED if name in found}
+
+
+def _shaping(config: Any) -> Any:
+    return {k: v for k, v in config.items() if k not in NOT_SHAPING} if isinstance(config, dict) else config
+
+
+class _Kept:
+    """Keeps the tensors alone; finite, the label map in bytes."""
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, torch.Tensor]:
+        image = item["image"].float()
+        if not bool(torch.isfinite(image).all()):
+            raise UserError("volumes must hold finite values after preprocessing", str(item.get("subject")))
+        return {
+            "image": image.contiguous(),
+            "label": item["label"].to(torch.uint8).contiguous(),
+            "foreground": item["foreground"].int(),
+        }
