@@ -22,7 +22,18 @@ FLOOR_OF_ROOM = {room: floor for floor, rooms in ROOMS_BY_FLOOR.items() for room
 # the command line is the door of its floor: it alone looks into the rooms beside it
 DOORS = {("cli", "bundle"), ("cli", "studies"), ("__main__", "cli")}
 # slow to import, or optional: inside functions only
-LAZY = {"SimpleITK", "torchio", "diffusers", "lpips", "matplotlib", "mlflow", "idc_index", "torchvision", "sklearn"}
+LAZY = {
+    "SimpleITK",
+    "diffusers",
+    "idc_index",
+    "lpips",
+    "matplotlib",
+    "mlflow",
+    "sklearn",
+    "torch_fidelity",
+    "torchio",
+    "torchvision",
+}
 MAX_LINES = 400
 
 
