@@ -1,4 +1,4 @@
-"""``python -m medical_diffusion study {compression}``."""
+"""``python -m medical_diffusion study {compression,label-efficiency}``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import sys
 from medical_diffusion.cli import GROUPS
 from medical_diffusion.errors import UserError
 
+Commands = argparse._SubParsersAction
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_parser(subparsers: Commands[argparse.ArgumentParser]) -> None:
     """Add the group's commands."""
     group = subparsers.add_parser("study", help=GROUPS["study"], description=GROUPS["study"].capitalize() + ".")
-    commands = group.add_subparsers(required=True, metavar="{compression}")
+    commands = group.add_subparsers(required=True, metavar="{compression,label-efficiency}")
+    _add_compression(commands)
+    _add_label_efficiency(commands)
+
+
+def _add_compression(commands: Commands[argparse.ArgumentParser]) -> None:
     compression = commands.add_parser(
         "compression",
         help="autoencoders of several compressions side by side: reconstruction table and figure",
@@ -31,6 +38,47 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compression.set_defaults(run=run_compression, options=[])  # what is left over is the bundle's
 
 
+def _add_label_efficiency(commands: Commands[argparse.ArgumentParser]) -> None:
+    study = commands.add_parser(
+        "label-efficiency",
+        help="segmentation by pre-training and share of labels: Dice table, figure, overlays",
+        description="Fine-tunes a segmentation network without pre-training and from each file of pre-trained weights, "
+        "on growing shares of the labelled subjects, and evaluates all on the same test subjects (Figures 4 and 5 of "
+        "Medical Diffusion). The same command continues an interrupted study; more arms, fractions or repeats extend "
+        "it.",
+        epilog="Any option of the bundle may follow, for all runs: --steps 2000 --image_size 96 ...",
+    )
+    study.add_argument("--dataset_dir", metavar="DIR", help="labelled volumes; phantoms with masks without it")
+    study.add_argument(
+        "--pretrained",
+        metavar="[NAME=]PATH",
+        action="append",
+        default=[],
+        help="pre-trained weights, an arm; may be given several times. The arm 'none' is always there",
+    )
+    study.add_argument(
+        "--fractions",
+        metavar="P",
+        type=float,
+        nargs="+",
+        default=[5, 10, 20, 40, 80, 100],
+        help="percent of the labelled training subjects (default 5 10 20 40 80 100)",
+    )
+    study.add_argument("--repeats", metavar="N", type=int, default=3, help="seeds of subset and training (default 3)")
+    study.add_argument("--output", metavar="DIR", default="label_efficiency_study", help="folder of the study")
+    study.add_argument("--shard", metavar="I/N", help="run the I-th of N parts only, such as 2/4; all write one folder")
+    study.add_argument(
+        "--bundle",
+        metavar="NAME_OR_PATH",
+        default="swin_unetr_finetune",
+        help="bundle that fine-tunes (default swin_unetr_finetune)",
+    )
+    study.add_argument(
+        "--keep-weights", "--keep_weights", action="store_true", help="leave the weights of finished runs"
+    )
+    study.set_defaults(run=run_label_efficiency, options=[])  # what is left over is the bundle's
+
+
 def run_compression(arguments: argparse.Namespace) -> None:
     """Run the study."""
     from medical_diffusion.cli.bundle import find_bundle
@@ -41,6 +89,28 @@ def run_compression(arguments: argparse.Namespace) -> None:
     if arguments.dataset_dir is not None:
         options["dataset_dir"] = arguments.dataset_dir
     run_compression_study(find_bundle(arguments.bundle), arguments.output, arguments.compressions, options)
+
+
+def run_label_efficiency(arguments: argparse.Namespace) -> None:
+    """Run the study."""
+    from medical_diffusion.cli.bundle import find_bundle
+    from medical_diffusion.studies.label_efficiency import parse_shard, run_label_efficiency_study
+
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("medical_diffusion").setLevel(logging.INFO)
+    options, shard = bundle_options(arguments.options), parse_shard(arguments.shard)
+    table = run_label_efficiency_study(
+        find_bundle(arguments.bundle),
+        arguments.output,
+        arguments.pretrained,
+        arguments.fractions,
+        arguments.repeats,
+        shard,
+        arguments.dataset_dir,
+        options,
+        arguments.keep_weights,
+    )
+    print(table.read_text(encoding="utf-8"))
 
 
 def bundle_options(words: list[str]) -> dict[str, str]:

@@ -1,0 +1,184 @@
+"""What lies in a study's folder: ``study.json`` says what is studied, ``cell.json`` in a run's folder that it is done.
+
+The same study may grow (more arms, fractions or repeats) but never change: Dice of other data, options or weights must
+not stand in one table. So a command that differs from ``study.json`` is refused before it writes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+
+from medical_diffusion import __version__
+from medical_diffusion.data.listing.discovery import check_dataset_dir
+from medical_diffusion.errors import UserError
+from medical_diffusion.files import content_hash, file_hash, write_json
+from medical_diffusion.studies.label_efficiency.plan import Arm, Cell, Plan
+
+logger = logging.getLogger(__name__)
+
+STUDY = "study.json"
+CELL = "cell.json"
+RESERVED = {
+    "dataset_dir": "--dataset_dir of the study",
+    "pretrained": "--pretrained of the study",
+    "label_fraction": "--fractions",
+    "subset_seed": "--repeats (a repeat is a seed)",
+    "seed": "--repeats (a repeat is a seed)",
+    "run_dir": "--output",
+}
+"""Options that the study sets for every run, with what sets them."""
+
+
+class StudyRecord:
+    """The files of one study.
+
+    Args:
+        folder: of the study.
+        plan: what this command asks for.
+        bundle: name of the fine-tuning bundle.
+        options: of the bundle, for all runs.
+        dataset_dir: labelled data, None for phantoms.
+
+    Raises:
+        UserError: an option that the study sets itself, or data that are missing.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, bundle: str, options: Mapping[str, Any], dataset_dir: str | Path | None
+    ) -> None:
+        for name in options:
+            if name in RESERVED:
+                raise UserError(f"the study itself sets {name}", f"--{name}", f"Use {RESERVED[name]}")
+        self.folder, self.plan, self.options = folder, plan, dict(options)
+        self.dataset_dir = None if dataset_dir is None else str(check_dataset_dir(dataset_dir).resolve())
+        self._content: dict[str, Any] = {
+            "bundle": bundle,
+            "dataset_dir": self.dataset_dir,
+            "data": _data_hash(self.dataset_dir, options, folder),
+            "options": {name: str(value) for name, value in sorted(options.items())},
+            "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
+            "arms": [asdict(arm) for arm in plan.arms],
+            "fractions": list(plan.fractions),
+            "repeats": plan.repeats,
+        }
+
+    def begin(self) -> None:
+        """Write ``study.json``, or check the one that is there and let the study grow by what is new.
+
+        Raises:
+            UserError: the folder holds a study of other data, options or weights, or something else.
+        """
+        path = self.folder / STUDY
+        if path.is_file():
+            earlier = _read(path)
+            self._compare(earlier)
+            if earlier["versions"] != self._content["versions"]:
+                logger.warning("The study was begun with other versions: %s", earlier["versions"])
+            self.plan = self._united(earlier)
+            self._content |= {
+                "versions": earlier["versions"],
+                "arms": [asdict(arm) for arm in self.plan.arms],
+                "fractions": list(self.plan.fractions),
+                "repeats": self.plan.repeats,
+            }
+        elif self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
+            raise UserError(
+                "the folder of a new study must be empty", str(self.folder), "Pass another --output, or empty this one"
+            )
+        write_json(path, self._content)
+
+    def options_of(self, cell: Cell) -> dict[str, Any]:
+        """Options of the bundle for one run."""
+        return {
+            **self.options,
+            "dataset_dir": self.dataset_dir,
+            "pretrained": self.plan.arm(cell.arm).weights,
+            "label_fraction": cell.fraction,
+            "subset_seed": cell.repeat,
+            "seed": cell.repeat,
+            "run_dir": str((self.folder / cell.folder).resolve()),
+        }
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the run has left its report."""
+        return (self.folder / cell.folder / CELL).is_file()
+
+    def finish(self, cell: Cell, report: Mapping[str, Any], seconds: float) -> None:
+        """Keep a run's report: from here on it is finished."""
+        content = {**asdict(cell), "seconds": round(seconds, 1), "report": dict(report)}
+        write_json(self.folder / cell.folder / CELL, content)
+
+    def reports(self) -> dict[Cell, dict[str, Any]]:
+        """What all finished runs of the study left, those of other shards included."""
+        return {cell: _read(self.folder / cell.folder / CELL) for cell in self.plan.cells if self.is_finished(cell)}
+
+    def add(self, **facts: Any) -> None:
+        """Write what the runs have shown into ``study.json``."""
+        path = self.folder / STUDY
+        write_json(path, _read(path) | facts)  # another shard may have let the study grow
+
+    def _compare(self, earlier: Mapping[str, Any]) -> None:
+        meanings = {"bundle": "bundles", "data": "labelled data", "options": "options of the bundle"}
+        for name, meaning in meanings.items():
+            if earlier.get(name) != self._content[name]:
+                raise _other_study(self.folder, meaning, _difference(earlier.get(name), self._content[name]))
+        hashes = {arm["name"]: arm["sha256"] for arm in earlier["arms"]}
+        for arm in self.plan.arms:
+            if hashes.get(arm.name, arm.sha256) != arm.sha256:
+                raise _other_study(self.folder, f"weights of the arm {arm.name}", f"{arm.weights} is another file")
+
+    def _united(self, earlier: Mapping[str, Any]) -> Plan:
+        """The earlier study with what this command adds; paths of weights are this command's."""
+        arms = {entry["name"]: Arm(**entry) for entry in earlier["arms"]} | {arm.name: arm for arm in self.plan.arms}
+        fractions = {*earlier["fractions"], *self.plan.fractions}
+        return Plan.of(list(arms.values()), sorted(fractions), max(earlier["repeats"], self.plan.repeats))
+
+
+def _other_study(folder: Path, what: str, received: str) -> UserError:
+    return UserError(
+        f"a study must go on as it began; this folder holds one with other {what}",
+        f"{folder}: {received}",
+        "Run the command that began it (study.json holds its options), or pass another --output",
+    )
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        return ", ".join(
+            f"{name} was {before.get(name, 'not given')}, is {now.get(name, 'not given')}" for name in names
+        )
+    return "files were added, removed or changed" if len(str(now)) == 64 else f"was {before}, is {now}"
+
+
+def _data_hash(dataset_dir: str | None, options: Mapping[str, Any], own: Path) -> str:
+    """Hash of the names and sizes of all data files, and of the contents of lists that options name."""
+    files: list[tuple[str, int]] = []
+    for folder, names, entries in os.walk(dataset_dir) if dataset_dir is not None else ():
+        inner = (Path(folder) / name for name in names)
+        names[:] = sorted(p.name for p in inner if not p.name.startswith(".") and p.resolve() != own.resolve())
+        paths = (Path(folder) / entry for entry in sorted(entries) if not entry.startswith("."))
+        files += [(p.relative_to(str(dataset_dir)).as_posix(), p.stat().st_size) for p in paths]
+    lists = {n: file_hash(v) for n, v in options.items() if isinstance(v, str | Path) and Path(v).is_file()}
+    return content_hash([files, lists])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path.name} of a study must be readable", f"{path} ({error})", "Delete this file to run what it stood for"
+        ) from error
+    return content

@@ -1,0 +1,171 @@
+"""Runs a label-efficiency study and writes its tables and figures.
+
+Every run is a folder of its own, so an interrupted study continues: finished runs are skipped, an unfinished one goes
+on from its checkpoint. A run that fails stops the study, because its cause (data, memory, disk) would meet the next
+runs too, and a table with holes is read as a whole one; what is finished is kept and tabulated, and the same command
+goes on with the run that failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.files import check_writable
+from medical_diffusion.pictures import write_png
+from medical_diffusion.studies.label_efficiency.figure import draw_figure
+from medical_diffusion.studies.label_efficiency.overlay import draw_overlays
+from medical_diffusion.studies.label_efficiency.plan import Cell, Plan, parse_arms
+from medical_diffusion.studies.label_efficiency.record import StudyRecord
+from medical_diffusion.studies.label_efficiency.results import (
+    compare_pretrained,
+    subject_dice,
+    summarise,
+    training_subjects,
+)
+from medical_diffusion.studies.label_efficiency.runner import BundleRunner, CellRunner
+from medical_diffusion.studies.label_efficiency.tables import write_markdown, write_run_table, write_summary
+
+logger = logging.getLogger(__name__)
+
+FRACTIONS = (5.0, 10.0, 20.0, 40.0, 80.0, 100.0)
+"""Percent of the labelled subjects, those of Medical Diffusion."""
+REPEATS = 3
+
+
+def run_label_efficiency_study(
+    bundle: str | Path,
+    output_dir: str | Path,
+    pretrained: Sequence[str] = (),
+    fractions: Sequence[float] = FRACTIONS,
+    repeats: int = REPEATS,
+    shard: tuple[int, int] = (1, 1),
+    dataset_dir: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    keep_weights: bool = False,
+    runner: CellRunner | None = None,
+) -> Path:
+    """Fine-tune every arm on every share of the labels and compare them.
+
+    Args:
+        bundle: folder of the fine-tuning bundle.
+        output_dir: folder of the study; each run lies in ``runs/<arm>/<fraction>_percent/repeat_<r>``.
+        pretrained: the arms besides ``none``, each ``[NAME=]PATH`` of pre-trained weights.
+        fractions: percent of the labelled training subjects, in (0, 100].
+        repeats: seeds at each arm and fraction, at least 1.
+        shard: part i of n, to be run by this process; the parts may run at the same time on one folder.
+        dataset_dir: labelled data; phantoms without it.
+        options: options of the bundle for all runs, such as ``steps``.
+        keep_weights: leave the weights of finished runs, which are as many times large as there are runs.
+        runner: trains and evaluates; by default the bundle.
+
+    Returns:
+        path of ``table.md``; beside it ``table.csv`` (every run), ``summary.csv``, ``figure.png``, ``overlay.png``
+        and ``study.json``.
+
+    Raises:
+        UserError: what :func:`parse_arms`, :class:`Plan`, :class:`StudyRecord` and the runs refuse.
+    """
+    plan = Plan.of(parse_arms(pretrained), fractions, repeats)
+    runner = runner or BundleRunner(bundle)
+    output = Path(output_dir).expanduser()
+    record = StudyRecord(output, plan, Path(bundle).name, options or {}, dataset_dir)
+    check_writable(output)
+    record.begin()
+    mine = plan.shard(*shard)
+    missing = [cell for cell in mine if not record.is_finished(cell)]
+    logger.info(
+        "%d arms x %d fractions x %d repeats: %d runs%s, %d finished before",
+        *(len(plan.arms), len(plan.fractions), plan.repeats, len(plan.cells)),
+        "" if shard == (1, 1) else f", {len(mine)} of them in shard {shard[0]}/{shard[1]}",
+        len(mine) - len(missing),
+    )
+    _check_arms(runner, record, missing)
+    try:
+        _run(runner, record, missing, len(mine), keep_weights)
+    except BaseException:
+        with suppress(UserError):  # what stopped the study is what is told
+            write_results(record)
+        raise
+    return write_results(record)
+
+
+def write_results(record: StudyRecord) -> Path:
+    """Tables and figures from all runs that are finished, whichever shard ran them; returns the path of ``table.md``.
+
+    Raises:
+        UserError: runs that can not be compared.
+    """
+    output, plan, reports = record.folder, record.plan, record.reports()
+    summaries = summarise(plan, reports)
+    first = next(iter(reports.values()), None)
+    record.add(
+        finished=len(reports),
+        runs=len(plan.cells),
+        test_subjects=list(subject_dice(first["report"])) if first else [],
+        training_subjects=training_subjects(reports),
+    )
+    write_run_table(output / "table.csv", plan, reports)
+    write_summary(output / "summary.csv", summaries)
+    table = write_markdown(output / "table.md", plan, summaries, compare_pretrained(plan, reports), len(reports))
+    if summaries:
+        missing = len(plan.cells) - len(reports)
+        note = f"{missing} of {len(plan.cells)} runs are missing" if missing else ""
+        write_png(output / "figure.png", draw_figure(plan, summaries, note))
+    overlays = draw_overlays(output, plan, reports)
+    if overlays is not None:
+        write_png(output / "overlay.png", overlays)
+    logger.info("%d of %d runs are finished: %s", len(reports), len(plan.cells), table)
+    return table
+
+
+def _check_arms(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell]) -> None:
+    """Each arm at its fewest labels, before hours of training: weights that do not fit, a share without a subject."""
+    for name in dict.fromkeys(cell.arm for cell in missing):
+        first = min(cell for cell in missing if cell.arm == name)
+        with _naming(first, "No run was begun"):
+            runner.check(record.options_of(first))
+
+
+def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], total: int, keep_weights: bool) -> None:
+    bar = tqdm(total=total, initial=total - len(missing), desc="study", unit="run", dynamic_ncols=True)
+    with bar, logging_redirect_tqdm():
+        for cell in missing:
+            started = time.monotonic()
+            with _naming(cell, "Finished runs are kept; the same command goes on with this one"):
+                report = runner.run(record.options_of(cell))
+            seconds = time.monotonic() - started
+            record.finish(cell, report, seconds)
+            if not keep_weights:
+                shutil.rmtree(record.folder / cell.folder / "models", ignore_errors=True)
+            bar.update()
+            logger.info(
+                "%s (%s training subjects): Dice %s on %s test subjects, %.0f s",
+                *(cell, report["training_subjects"], _three(report["mean_dice"]["value"]), report["subjects"], seconds),
+            )
+
+
+@contextmanager
+def _naming(cell: Cell, consequence: str) -> Iterator[None]:
+    """Says which run an error comes from, and what that means for the others."""
+    try:
+        yield
+    except UserError as error:
+        remedy = ". ".join(part.rstrip(".") for part in (error.remedy, consequence) if part)
+        raise UserError(f"{error.rule} (run: {cell})", error.received, remedy) from error
+    except Exception:
+        logger.error("Failed: %s. %s.", cell, consequence)
+        raise
+
+
+def _three(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
