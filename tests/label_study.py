@@ -39,7 +39,8 @@ class FakeRunner:
             raise self.error
         self.done.append(dict(options))
         folder = Path(options["run_dir"])
-        (folder / "models").mkdir(parents=True, exist_ok=True)
+        for name in ("models", "cache", "data"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "models" / "model.pt").write_bytes(b"weights")
         return report(options)
 

@@ -209,12 +209,13 @@ def test_a_study_grows_by_arms_fractions_and_repeats(weights: list[str], tmp_pat
     assert "12 of 12 runs" in table and "shapes" in table, "a smaller command does not forget what is there"
 
 
-def test_weights_of_finished_runs_are_kept_only_where_asked_for(weights: list[str], tmp_path: Path) -> None:
+def test_finished_runs_keep_reports_and_only_where_asked_for_weights(weights: list[str], tmp_path: Path) -> None:
     for keep in (False, True):
         folder = tmp_path / str(keep)
         study(folder, FakeRunner(), weights, fractions=(50,), repeats=1, keep_weights=keep)
         assert len(list(folder.rglob("model.pt"))) == (3 if keep else 0)
-        assert len(list(folder.rglob("cell.json"))) == 3
+        assert len(list(folder.rglob("cell.json"))) == 3 and len(list(folder.rglob("overlays"))) == 3
+        assert not list(folder.rglob("cache")) and not list(folder.rglob("data"))
 
 
 # tables and figures
@@ -334,6 +335,17 @@ def test_runs_on_other_test_subjects_are_not_compared() -> None:
     reports = {Cell(0, 50.0, "none"): cell_content({"p": 0.5}), Cell(0, 50.0, "a"): cell_content({"q": 0.6})}
     with pytest.raises(UserError, match=r"evaluated on the same test subjects.*differ in p, q.*begin a new one"):
         summarise(plan, reports)
+
+
+def test_runs_on_edited_labels_are_not_compared(weights: list[str], tmp_path: Path) -> None:
+    """The bundle hashes the contents; names and sizes alone do not show an edited voxel."""
+
+    class Edited(FakeRunner):
+        def run(self, options: Any) -> dict[str, Any]:
+            return {**super().run(options), "data": "before" if len(self.done) < 4 else "after"}
+
+    with pytest.raises(UserError, match=r"all runs of a study must see the same labels.*data have changed"):
+        study(tmp_path, Edited(), weights, fractions=(50,), repeats=2)
 
 
 def test_arms_trained_on_other_subjects_are_not_compared(weights: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medical_diffusion.pictures import read_png, volume_grid
+from medical_diffusion.pictures import read_png, tile_grid
 from medical_diffusion.studies.label_efficiency.plan import Plan
 from medical_diffusion.studies.label_efficiency.results import Reports
 from medical_diffusion.studies.label_efficiency.runner import REPORT
@@ -41,8 +41,8 @@ def draw_overlays(folder: Path, plan: Plan, reports: Reports) -> np.ndarray | No
         for arm, (cell, pictures) in runs.items():
             count = reports[cell]["report"]["training_subjects"]
             label = f"{arm}: {fraction:g} % of the labels (n = {count}); green right, red wrong"
-            rows.append((label, [_flat_volume(pictures[subject]) for subject in subjects]))
-        return volume_grid(rows, (0.0, 255.0)) if subjects else None
+            rows.append((label, [[read_png(pictures[subject])] for subject in subjects]))
+        return tile_grid(rows) if subjects else None
     return None
 
 
@@ -55,10 +55,3 @@ def _pictures(reports: Path, cases: list[dict[str, object]]) -> dict[str, Path]:
             if path.is_file():
                 found.setdefault(str(case["subject"]), path)
     return found
-
-
-def _flat_volume(path: Path) -> np.ndarray:
-    """A picture as an image (H, W, 1, 3)."""
-    picture = read_png(path)
-    colour = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-    return colour[:, :, None, :3]

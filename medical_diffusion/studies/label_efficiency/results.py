@@ -27,6 +27,7 @@ from medical_diffusion.evaluation.bootstrap import (
 from medical_diffusion.studies.label_efficiency.plan import NO_PRETRAINING, Cell, Plan
 
 Reports = Mapping[Cell, Mapping[str, Any]]
+CHANGED = "The data have changed since the study began: begin a new one in another folder"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def summarise(plan: Plan, reports: Reports) -> list[Summary]:
         UserError: runs were evaluated on different subjects.
     """
     dice = {cell: subject_dice(content["report"]) for cell, content in reports.items()}
-    _check_subjects(dice)
+    _check_data(reports, dice)
     rows = []
     for fraction in plan.fractions:
         for arm in plan.arms:
@@ -147,7 +148,7 @@ def training_subjects(reports: Reports) -> dict[str, dict[str, list[str]]]:
             raise UserError(
                 "all arms of a repeat must be trained on the same subjects",
                 str(cell),
-                "The data have changed since the study began: begin a new one in another folder",
+                CHANGED,
             )
     return subsets
 
@@ -179,15 +180,19 @@ def _over_repeats(table: np.ndarray) -> np.ndarray:
     return np.array([_mean(column) for column in table.T])
 
 
-def _check_subjects(dice: Mapping[Cell, Mapping[str, float]]) -> None:
-    first: Cell | None = None
-    for cell, values in dice.items():
-        if first is None:
-            first = cell
-        elif list(values) != list(dice[first]):
-            odd = sorted(set(values) ^ set(dice[first]))
+def _check_data(reports: Reports, dice: Mapping[Cell, Mapping[str, float]]) -> None:
+    first = next(iter(reports), None)
+    for cell in reports:
+        if first is None or cell == first:
+            continue
+        if list(dice[cell]) != list(dice[first]):
+            odd = sorted(set(dice[cell]) ^ set(dice[first]))
             raise UserError(
                 "all runs of a study must be evaluated on the same test subjects",
                 f"{cell} and {first} differ in {', '.join(odd[:5])}",
-                "The data have changed since the study began: begin a new one in another folder",
+                CHANGED,
+            )
+        if reports[cell]["report"].get("data") != reports[first]["report"].get("data"):
+            raise UserError(
+                "all runs of a study must see the same labelled data", f"{cell} and {first} differ", CHANGED
             )

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 FRACTIONS = (5.0, 10.0, 20.0, 40.0, 80.0, 100.0)
 """Percent of the labelled subjects, those of Medical Diffusion."""
 REPEATS = 3
+DISPOSABLE, WEIGHTS = ("cache", "data"), "models"
+"""Folders of a run: preprocessed volumes, phantoms; and its weights."""
 
 
 def run_label_efficiency_study(
@@ -145,8 +147,7 @@ def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], total
                 report = runner.run(record.options_of(cell))
             seconds = time.monotonic() - started
             record.finish(cell, report, seconds)
-            if not keep_weights:
-                shutil.rmtree(record.folder / cell.folder / "models", ignore_errors=True)
+            _tidy(record.folder / cell.folder, keep_weights)
             bar.update()
             logger.info(
                 "%s (%s training subjects): Dice %s on %s test subjects, %.0f s",
@@ -165,6 +166,12 @@ def _naming(cell: Cell, consequence: str) -> Iterator[None]:
     except Exception:
         logger.error("Failed: %s. %s.", cell, consequence)
         raise
+
+
+def _tidy(folder: Path, keep_weights: bool) -> None:
+    """A finished run keeps its reports and logs; the rest is large, and there are as many as runs."""
+    for name in (*DISPOSABLE, *(() if keep_weights else (WEIGHTS,))):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _three(value: float | None) -> str:
