@@ -20,9 +20,18 @@ _HOMES = {
         "sample_provenance",
         "samples_folder",
     ),
+    ".pretraining.data": ("PretrainingData", "inherited_defaults"),
+    ".pretraining.messages": (
+        "PretextEvaluation",
+        "announce_pretrained",
+        "announce_pretraining",
+        "pretext_output",
+        "report_pretraining",
+        "write_pretext_picture",
+    ),
     ".previews": ("sample_picture", "write_preview", "write_sample_preview"),
     ".reconstruction": ("NoiseEvaluation", "ReconstructionEvaluation"),
-    ".segmentation.data": ("SegmentationData", "inherited"),
+    ".segmentation.data": ("SegmentationData", "augmented_axes", "inherited", "trained_classes"),
     ".segmentation.messages": (
         "announce_comparison",
         "announce_finetuned",
@@ -58,6 +67,7 @@ _HOMES = {
     ".training_data": ("TrainingData",),
     ".weights": ("Weights",),
     "medical_diffusion.data": ("weights_hash",),
+    "medical_diffusion.training": ("parameter_groups",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,7 +18,15 @@ from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.options import NONE_WORDS
 from medical_diffusion.bundle.settings import Settings
-from medical_diffusion.data import EncodeLabelsd, Fault, LabelledList, SampleForegroundd, build_labelled_list
+from medical_diffusion.bundle.weights import Weights
+from medical_diffusion.data import (
+    EncodeLabelsd,
+    Fault,
+    LabelledList,
+    SampleForegroundd,
+    build_labelled_list,
+    flip_axes,
+)
 from medical_diffusion.data.checks import raise_faults
 from medical_diffusion.data.phantoms import write_phantoms
 from medical_diffusion.errors import UserError, find_user_error
@@ -30,7 +38,7 @@ logger = logging.getLogger(__name__)
 CACHED_CONFIGS = ("preprocessing", "intensity_scaling")
 TRAINED_CONFIGS = ("network_def", "train")
 NOT_SHAPING = ("handlers", "trainer", "logs", "dataloader", "evaluator", "checkpoint", "validation_dataset")
-INHERITED = ("feature_size",)
+INHERITED = ("feature_size", "window_size")
 """Options that take the value of the pre-trained network."""
 
 
@@ -170,6 +178,24 @@ def inherited(pretrained: Any) -> dict[str, Any]:
     settings = load_tensors(Path(str(pretrained)).expanduser()).get("settings")
     found = settings if isinstance(settings, dict) else {}
     return {name: found[name] for name in INHERITED if name in found}
+
+
+def trained_classes(weights: Weights) -> dict[str, int]:
+    """Value in label maps by class, as the weights were trained.
+
+    Raises:
+        UserError: the weights know no classes: they are of another family, or there are none.
+    """
+    classes = weights.settings.get("class_values")
+    if not classes:
+        place = str(weights.folders.models / "model.pt")
+        raise UserError("segmentation needs the weights of a fine-tuning", place, "Run train.json first")
+    return dict(classes)
+
+
+def augmented_axes(settings: Settings) -> tuple[int, ...]:
+    """Array axes of ``--flips``."""
+    return flip_axes(settings.flips or (), settings.orientation, settings.planar)
 
 
 def _shaping(config: Any) -> Any:

@@ -13,7 +13,6 @@ from medical_diffusion.bundle.messages import PHANTOM_TITLES, describe_intensity
 from medical_diffusion.bundle.segmentation.data import SegmentationData
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.weights import Weights
-from medical_diffusion.errors import UserError
 from medical_diffusion.files import write_json
 from medical_diffusion.networks.transfer import transfer_weights
 from medical_diffusion.training.distributed import is_main_process
@@ -92,15 +91,7 @@ def announce_segmenting(images: Collection[Any], writer: Any) -> None:
 
 
 def announce_comparison(settings: Settings, data: SegmentationData, weights: Weights) -> None:
-    """Say which volumes are evaluated, and warn where they may be those of training.
-
-    Raises:
-        UserError: the weights know no classes: they are of another family.
-    """
-    if "class_values" not in weights.settings:
-        raise UserError(
-            "evaluation needs weights of a fine-tuning", str(weights.folders.models), "Run train.json first"
-        )
+    """Say which volumes are evaluated, and warn where they may be those of training."""
     source = settings.dataset_dir or f"{settings.num_phantoms} phantoms"
     if weights.settings.get("data") != data.lists.data:
         logger.warning(
