@@ -9,7 +9,17 @@ from medical_diffusion.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_means,
 )
+from medical_diffusion.evaluation.distances import fid, fid_infinity, kid, precision_recall_density_coverage
+from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
+from medical_diffusion.evaluation.features import create_extractor, extract_features
 from medical_diffusion.evaluation.neighbours import MemorisationReport, Neighbours, memorisation, nearest_neighbours
+from medical_diffusion.evaluation.permutation import (
+    permutation_test,
+    permutation_test_fid,
+    permutation_test_kid,
+    real_floor,
+    subsample_interval,
+)
 from medical_diffusion.evaluation.reconstruction import (
     ReconstructionScore,
     mean_squared_error,
@@ -33,13 +43,26 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_means",
     "chest_anatomy",
+    "create_extractor",
+    "diversity_gap",
+    "extract_features",
+    "fid",
+    "fid_infinity",
     "high_frequency_energy",
     "high_frequency_ratio",
+    "kid",
     "mean_squared_error",
     "memorisation",
+    "ms_ssim_diversity",
     "nearest_neighbours",
+    "permutation_test",
+    "permutation_test_fid",
+    "permutation_test_kid",
+    "precision_recall_density_coverage",
     "psnr",
     "radial_power_spectrum",
+    "real_floor",
     "reconstruction_metrics",
+    "subsample_interval",
     "trilinear_baseline",
 ]
