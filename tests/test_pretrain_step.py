@@ -40,7 +40,7 @@ def volumes(count: int = 4, size: Sequence[int] = SIZE, seed: int = 0) -> Tensor
 def make_step(lr: float = 1e-2, size: Sequence[int] = SIZE, **options: Any) -> PretrainStep:
     torch.manual_seed(0)
     network = Neighbours()
-    return PretrainStep(network, torch.optim.AdamW(network.parameters(), lr=lr), size, mask_block=4, **options)
+    return PretrainStep(network, size, torch.optim.AdamW(network.parameters(), lr=lr), mask_block=4, **options)
 
 
 @pytest.mark.parametrize("objective", ["masked", "paper"])
@@ -127,7 +127,7 @@ def test_state_is_all_that_resuming_needs() -> None:
 def test_weights_are_those_of_a_plain_network_and_masks_and_noise_of_validation_are_fixed() -> None:
     size = (64, 32, 1)
     network = SwinUNETR(size, feature_size=12)
-    step = PretrainStep(network, torch.optim.AdamW(network.parameters()), size)
+    step = PretrainStep(network, size, torch.optim.AdamW(network.parameters()))
     step(volumes(1, size), 0)
     MonaiSwinUNETR(1, 1, feature_size=12, spatial_dims=2).load_state_dict(step.weights(), strict=True)
     images = volumes(2, size, seed=1)
@@ -142,7 +142,7 @@ def test_options_out_of_range() -> None:
     with pytest.raises(UserError, match="mask_ratio must lie between 0 and 1"):
         make_step(objective=pretext_objective("masked", mask_ratio=1.0))(volumes(), 0)
     with pytest.raises(UserError, match="at least two blocks"):
-        PretrainStep(Neighbours(), torch.optim.Adam(Neighbours().parameters()), (1, 1, 1))
+        PretrainStep(Neighbours(), (1, 1, 1))
     with pytest.raises(UserError, match="amp must be one of"):
         make_step(amp="half")
 

@@ -66,7 +66,7 @@ class TrainingData:
             )
         if s.dataset_dir is None:
             height, *others = s.image_size
-            size = [2 * height if s.halves else height, *others]  # both halves lie along the first axis
+            size = [2 * height if s.get("halves") else height, *others]  # both halves lie along the first axis
             return write_phantoms(
                 kind=self.kind, output_dir=self.folders.phantoms, count=s.num_phantoms, image_size=size
             )
@@ -97,10 +97,10 @@ class TrainingData:
         return {
             "manifest": s.manifest,
             "datalist": s.datalist,
-            "class_folders": s.class_folders,
-            "classes": s.classes,
+            "class_folders": s.get("class_folders", False),
+            "classes": s.get("classes"),
             "image_column": s.image_column,
-            "label_column": s.label_column,
+            "label_column": s.get("label_column"),
             "subject_column": s.subject_column,
             "planar": s.planar,
         }
@@ -114,7 +114,7 @@ class TrainingData:
         lists = build_datalist(
             self.root, **listing, validation_fraction=s.validation_fraction, test_fraction=s.test_fraction
         )
-        return both_halves(lists) if s.halves else lists
+        return both_halves(lists) if s.get("halves") else lists
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

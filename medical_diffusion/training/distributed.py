@@ -19,6 +19,11 @@ def is_main_process() -> bool:
     return not is_distributed() or dist.get_rank() == 0
 
 
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of ``tensor`` over all processes, in place."""
     if is_distributed():

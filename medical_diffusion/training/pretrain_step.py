@@ -84,8 +84,8 @@ class PretrainStep:
 
     Args:
         network: (B, C, H, W, D) to the same shape.
-        optimizer: its optimiser (paper: AdamW, 1e-3, weight decay 0.01).
         image_size: voxels (H, W, D) of the batches.
+        optimizer: its optimiser (paper: AdamW, 1e-3, weight decay 0.01); None where nothing is trained.
         objective: see :func:`pretext_objective`.
         mask_block: voxels of a hidden block, one number or three.
         mask_fill: ``noise`` or ``mean``, see :func:`medical_diffusion.training.masking.hide`.
@@ -103,8 +103,8 @@ class PretrainStep:
     def __init__(
         self,
         network: nn.Module,
-        optimizer: torch.optim.Optimizer,
         image_size: Sequence[int],
+        optimizer: torch.optim.Optimizer | None = None,
         objective: PretextObjective = OBJECTIVES["masked"],
         mask_block: int | Sequence[int] = 16,
         mask_fill: str = "noise",
@@ -133,6 +133,7 @@ class PretrainStep:
         Returns detached scalars ``loss``, its terms (``masked_loss``, or ``pixel_loss`` and ``structural_loss``) and
         ``gradient_norm``.
         """
+        assert self.optimizer is not None
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         mask = random_block_mask(len(images), self.image_size, self.block, self.objective.mask_ratio, images.device)
@@ -208,7 +209,7 @@ class PretrainStep:
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Optimisers whose learning rates a schedule may scale."""
-        return [self.optimizer]
+        return [] if self.optimizer is None else [self.optimizer]
 
     def weights(self) -> dict[str, Tensor]:
         """What is saved for transfer: encoder, decoder and output layer."""
@@ -228,4 +229,5 @@ class PretrainStep:
             part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
-        return {"network": self.network, "optimizer": self.optimizer, "scaler": self.scaler}
+        parts = {"network": self.network, "optimizer": self.optimizer, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}

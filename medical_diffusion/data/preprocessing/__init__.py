@@ -6,6 +6,7 @@ from medical_diffusion.data.preprocessing.halves import SIDES, CropHalfd
 from medical_diffusion.data.preprocessing.histogram import HistogramStandardized, fit_landmarks
 from medical_diffusion.data.preprocessing.intensity import INTENSITY_MODES, IntensityScaling, ScaleToModelRanged
 from medical_diffusion.data.preprocessing.resize import ResizeVolumed, resize_volume
+from medical_diffusion.data.preprocessing.variation import RequireVariationd
 
 __all__ = [
     "INTENSITY_MODES",
@@ -15,6 +16,7 @@ __all__ = [
     "CropToForegroundd",
     "HistogramStandardized",
     "IntensityScaling",
+    "RequireVariationd",
     "ResizeVolumed",
     "ScaleToModelRanged",
     "fit_landmarks",

@@ -1,0 +1,1 @@
+"""What the configurations of ``swin_unetr_pretrain`` call beside what all bundles share."""
