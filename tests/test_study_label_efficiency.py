@@ -28,7 +28,12 @@ from medical_diffusion.studies.label_efficiency import (
     parse_shard,
     run_label_efficiency_study,
 )
-from medical_diffusion.studies.label_efficiency.results import compare_pretrained, subject_dice, summarise
+from medical_diffusion.studies.label_efficiency.results import (
+    check_comparable,
+    compare_pretrained,
+    subject_dice,
+    summarise,
+)
 
 FRACTIONS = (100.0, 5.0, 20.0)
 BUNDLE = "bundles/swin_unetr_finetune"
@@ -218,6 +223,33 @@ def test_finished_runs_keep_reports_and_only_where_asked_for_weights(weights: li
         assert not list(folder.rglob("cache")) and not list(folder.rglob("data"))
 
 
+def sized_weights(folder: Path, **sizes: int) -> list[str]:
+    """Weights whose files state the size of their network."""
+    for name, size in sizes.items():
+        state = {"model": {"weight": torch.full((2,), float(size))}, "settings": {"feature_size": size, "steps": 3}}
+        folder.mkdir(exist_ok=True)
+        torch.save(state | {"stage": name}, folder / f"{name}.pt")
+    return [str(folder / f"{name}.pt") for name in sizes]
+
+
+def test_all_arms_get_the_network_of_the_pretrained_ones(weights: list[str], tmp_path: Path) -> None:
+    """Else the arm without pre-training would be a network of another size."""
+    runner, out = FakeRunner(), tmp_path / "out"
+    small, alike, large = sized_weights(tmp_path / "w", small=12, alike=12, large=24)
+    study(out, runner, [small, weights[0]], fractions=(50,), repeats=1)
+    assert [options["feature_size"] for options in runner.done] == [12, 12, 12]
+    study(out, runner, [small, alike], fractions=(50,), repeats=1)
+    study(out, runner, [], fractions=(60,), repeats=1)
+    assert [options["feature_size"] for options in runner.done[3:]] == [12, 12], "alike, and none at 60 %"
+    with pytest.raises(UserError, match=r"other networks: .*feature_size was 12, is 24"):
+        study(out, runner, [large], fractions=(50,), repeats=1)
+    with pytest.raises(UserError, match=r"must fine-tune the same network.*of large is 24, of others 12.*same --feat"):
+        study(tmp_path / "new", runner, [small, large])
+    study(tmp_path / "plain", runner, [], fractions=(50,), repeats=1)
+    with pytest.raises(UserError, match=r"other networks: .*feature_size was not given, is 24"):
+        study(tmp_path / "plain", runner, [large], fractions=(50,), repeats=1)
+
+
 # tables and figures
 
 
@@ -331,10 +363,9 @@ def test_unfinished_repeats_are_left_out_of_pairs() -> None:
 
 
 def test_runs_on_other_test_subjects_are_not_compared() -> None:
-    plan = Plan.of([Arm("none"), Arm("a")], (50,), 1)
     reports = {Cell(0, 50.0, "none"): cell_content({"p": 0.5}), Cell(0, 50.0, "a"): cell_content({"q": 0.6})}
     with pytest.raises(UserError, match=r"evaluated on the same test subjects.*differ in p, q.*begin a new one"):
-        summarise(plan, reports)
+        check_comparable(reports)
 
 
 def test_runs_on_edited_labels_are_not_compared(weights: list[str], tmp_path: Path) -> None:
@@ -346,6 +377,7 @@ def test_runs_on_edited_labels_are_not_compared(weights: list[str], tmp_path: Pa
 
     with pytest.raises(UserError, match=r"all runs of a study must see the same labels.*data have changed"):
         study(tmp_path, Edited(), weights, fractions=(50,), repeats=2)
+    assert len(list(tmp_path.rglob("cell.json"))) == 3, "the run on edited labels does not count"
 
 
 def test_arms_trained_on_other_subjects_are_not_compared(weights: list[str], tmp_path: Path) -> None:

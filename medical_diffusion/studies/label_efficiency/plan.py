@@ -8,14 +8,17 @@ of the fractions are nested and all arms use the same ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import file_hash, load_tensors
 
 NO_PRETRAINING = "none"
+NETWORK_OPTIONS = ("feature_size", "window_size")
+"""Options of the network that fine-tuning would take from pre-trained weights."""
 WHOLE = 100.0
 _ARM_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -28,11 +31,13 @@ class Arm:
         name: of its folder and in tables.
         weights: file of pre-trained weights, None for none.
         sha256: of that file.
+        network: options of its network, as far as the file states them.
     """
 
     name: str
     weights: str | None = None
     sha256: str | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, order=True)
@@ -143,13 +148,36 @@ def parse_arms(pretrained: Sequence[str]) -> list[Arm]:
                 f"{name} twice",
                 "Name them: --pretrained FIRST=PATH --pretrained SECOND=PATH",
             )
-        load_tensors(path)
-        arm = Arm(name, str(path), file_hash(path))
+        settings = load_tensors(path).get("settings")
+        stated = settings if isinstance(settings, dict) else {}
+        network = {option: stated[option] for option in NETWORK_OPTIONS if option in stated}
+        arm = Arm(name, str(path), file_hash(path), network)
         twin = next((other for other in arms if other.sha256 == arm.sha256), None)
         if twin is not None:
             raise UserError("two arms must have different weights", f"{twin.name} and {name} are the same file")
         arms.append(arm)
     return arms
+
+
+def network_of(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Options of the network that all arms share, also the one that is not pre-trained.
+
+    Fine-tuning takes the size of its network from pre-trained weights; left alone, the arm ``none`` would be trained
+    with another network, and its difference to the others would say nothing about pre-training.
+
+    Raises:
+        UserError: arms pre-trained with different networks.
+    """
+    network: dict[str, Any] = {}
+    for arm in arms:
+        for option, value in arm.network.items():
+            if network.setdefault(option, value) != value:
+                raise UserError(
+                    "all arms must fine-tune the same network",
+                    f"{option} of the weights of {arm.name} is {value}, of others {network[option]}",
+                    f"Pre-train them with the same --{option}",
+                )
+    return network
 
 
 def _split(text: str) -> tuple[str, Path]:

@@ -21,7 +21,7 @@ from medical_diffusion import __version__
 from medical_diffusion.data.listing.discovery import check_dataset_dir
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, file_hash, write_json
-from medical_diffusion.studies.label_efficiency.plan import Arm, Cell, Plan
+from medical_diffusion.studies.label_efficiency.plan import Arm, Cell, Plan, network_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,14 @@ class StudyRecord:
             if name in RESERVED:
                 raise UserError(f"the study itself sets {name}", f"--{name}", f"Use {RESERVED[name]}")
         self.folder, self.plan, self.options = folder, plan, dict(options)
+        self.network = network_of(plan.arms)
         self.dataset_dir = None if dataset_dir is None else str(check_dataset_dir(dataset_dir).resolve())
         self._content: dict[str, Any] = {
             "bundle": bundle,
             "dataset_dir": self.dataset_dir,
             "data": _data_hash(self.dataset_dir, options, folder),
             "options": {name: str(value) for name, value in sorted(options.items())},
+            "network": self.network,
             "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
             "arms": [asdict(arm) for arm in plan.arms],
             "fractions": list(plan.fractions),
@@ -84,8 +86,10 @@ class StudyRecord:
             if earlier["versions"] != self._content["versions"]:
                 logger.warning("The study was begun with other versions: %s", earlier["versions"])
             self.plan = self._united(earlier)
+            self.network = earlier["network"]
             self._content |= {
                 "versions": earlier["versions"],
+                "network": self.network,
                 "arms": [asdict(arm) for arm in self.plan.arms],
                 "fractions": list(self.plan.fractions),
                 "repeats": self.plan.repeats,
@@ -99,6 +103,7 @@ class StudyRecord:
     def options_of(self, cell: Cell) -> dict[str, Any]:
         """Options of the bundle for one run."""
         return {
+            **self.network,
             **self.options,
             "dataset_dir": self.dataset_dir,
             "pretrained": self.plan.arm(cell.arm).weights,
@@ -131,6 +136,11 @@ class StudyRecord:
         for name, meaning in meanings.items():
             if earlier.get(name) != self._content[name]:
                 raise _other_study(self.folder, meaning, _difference(earlier.get(name), self._content[name]))
+        others = {option: value for option, value in self.network.items() if earlier["network"].get(option) != value}
+        if others:
+            raise _other_study(
+                self.folder, "networks", _difference({k: earlier["network"].get(k) for k in others}, others)
+            )
         hashes = {arm["name"]: arm["sha256"] for arm in earlier["arms"]}
         for arm in self.plan.arms:
             if hashes.get(arm.name, arm.sha256) != arm.sha256:
@@ -154,9 +164,7 @@ def _other_study(folder: Path, what: str, received: str) -> UserError:
 def _difference(before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-        return ", ".join(
-            f"{name} was {before.get(name, 'not given')}, is {now.get(name, 'not given')}" for name in names
-        )
+        return ", ".join(f"{n} was {before.get(n) or 'not given'}, is {now.get(n) or 'not given'}" for n in names)
     return "files were added, removed or changed" if len(str(now)) == 64 else f"was {before}, is {now}"
 
 

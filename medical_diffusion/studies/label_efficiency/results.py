@@ -69,13 +69,9 @@ def summarise(plan: Plan, reports: Reports) -> list[Summary]:
 
     Args:
         plan: the study.
-        reports: contents of ``cell.json`` by run.
-
-    Raises:
-        UserError: runs were evaluated on different subjects.
+        reports: contents of ``cell.json`` by run, comparable ones.
     """
     dice = {cell: subject_dice(content["report"]) for cell, content in reports.items()}
-    _check_data(reports, dice)
     rows = []
     for fraction in plan.fractions:
         for arm in plan.arms:
@@ -132,24 +128,37 @@ def subject_dice(report: Mapping[str, Any]) -> dict[str, float]:
     return {subject: _mean(np.array(scores)) for subject, scores in sorted(values.items())}
 
 
-def training_subjects(reports: Reports) -> dict[str, dict[str, list[str]]]:
-    """Ids of the labelled subjects by fraction and repeat, where the reports state them.
+def check_comparable(reports: Reports) -> None:
+    """Whether all runs saw the same data: labels, test subjects and, at each share and repeat, training subjects.
 
     Raises:
-        UserError: two arms at one fraction and repeat were trained on different subjects.
+        UserError: they did not.
     """
+    first: Cell | None = None
+    for cell, content in reports.items():
+        first = first or cell
+        report, other = content["report"], reports[first]["report"]
+        odd = {str(case["subject"]) for case in report["cases"]} ^ {str(case["subject"]) for case in other["cases"]}
+        if odd:
+            raise UserError(
+                "all runs of a study must be evaluated on the same test subjects",
+                f"{cell} and {first} differ in {', '.join(sorted(odd)[:5])}",
+                CHANGED,
+            )
+        if report.get("data") != other.get("data"):
+            raise UserError("all runs of a study must see the same labels", f"{cell} and {first} differ", CHANGED)
+        twin = reports.get(Cell(cell.repeat, cell.fraction, NO_PRETRAINING))
+        if twin is not None and twin["report"].get("training_ids") != report.get("training_ids"):
+            raise UserError("all arms of a repeat must be trained on the same subjects", str(cell), CHANGED)
+
+
+def training_subjects(reports: Reports) -> dict[str, dict[str, list[str]]]:
+    """Ids of the labelled subjects by fraction and repeat."""
     subsets: dict[str, dict[str, list[str]]] = {}
     for cell, content in sorted(reports.items()):
         ids = content["report"].get("training_ids")
-        if ids is None:
-            continue
-        known = subsets.setdefault(f"{cell.fraction:g}", {}).setdefault(str(cell.repeat), sorted(ids))
-        if known != sorted(ids):
-            raise UserError(
-                "all arms of a repeat must be trained on the same subjects",
-                str(cell),
-                CHANGED,
-            )
+        if ids is not None:
+            subsets.setdefault(f"{cell.fraction:g}", {})[str(cell.repeat)] = sorted(ids)
     return subsets
 
 
@@ -178,21 +187,3 @@ def _mean(values: np.ndarray) -> float:
 def _over_repeats(table: np.ndarray) -> np.ndarray:
     """Mean over the repeats of each subject, NaN for one without a Dice in any of them."""
     return np.array([_mean(column) for column in table.T])
-
-
-def _check_data(reports: Reports, dice: Mapping[Cell, Mapping[str, float]]) -> None:
-    first = next(iter(reports), None)
-    for cell in reports:
-        if first is None or cell == first:
-            continue
-        if list(dice[cell]) != list(dice[first]):
-            odd = sorted(set(dice[cell]) ^ set(dice[first]))
-            raise UserError(
-                "all runs of a study must be evaluated on the same test subjects",
-                f"{cell} and {first} differ in {', '.join(odd[:5])}",
-                CHANGED,
-            )
-        if reports[cell]["report"].get("data") != reports[first]["report"].get("data"):
-            raise UserError(
-                "all runs of a study must see the same labelled data", f"{cell} and {first} differ", CHANGED
-            )

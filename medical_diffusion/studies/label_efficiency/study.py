@@ -27,6 +27,7 @@ from medical_diffusion.studies.label_efficiency.overlay import draw_overlays
 from medical_diffusion.studies.label_efficiency.plan import Cell, Plan, parse_arms
 from medical_diffusion.studies.label_efficiency.record import StudyRecord
 from medical_diffusion.studies.label_efficiency.results import (
+    check_comparable,
     compare_pretrained,
     subject_dice,
     summarise,
@@ -108,6 +109,7 @@ def write_results(record: StudyRecord) -> Path:
         UserError: runs that can not be compared.
     """
     output, plan, reports = record.folder, record.plan, record.reports()
+    check_comparable(reports)
     summaries = summarise(plan, reports)
     first = next(iter(reports.values()), None)
     record.add(
@@ -145,6 +147,7 @@ def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], total
             started = time.monotonic()
             with _naming(cell, "Finished runs are kept; the same command goes on with this one"):
                 report = runner.run(record.options_of(cell))
+                check_comparable({**record.reports(), cell: {"report": report}})
             seconds = time.monotonic() - started
             record.finish(cell, report, seconds)
             _tidy(record.folder / cell.folder, keep_weights)
