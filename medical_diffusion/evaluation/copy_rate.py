@@ -1,0 +1,193 @@
+"""How many samples are copies? The threshold of :mod:`copies` set by strangers, and tried on planted copies.
+
+Strangers are real images that were not trained on; without any, training images stand in, each compared with the
+others. Their scores are near to normal but for images of one person on both sides, which real sets hold unnoticed and
+which must not raise the threshold. So it is set by the median m and the ninth decile q of the strangers' scores:
+
+    threshold = m + z(1 - a) (q - m) / z(0.9)
+
+for a false-alarm rate ``a``: the lowest of ``FALSE_ALARM_RATES`` at which at least ``SENSITIVITY`` of planted copies
+(training images flipped, shifted by 2 voxels, with 5 % noise) are still found. False alarms are counted on the
+strangers, each half with the threshold of the other. The copy rate leaves out what false alarms explain:
+
+    copy_rate = max(0, (flagged / n - a) / (1 - a))        with the interval of Clopper and Pearson (1934)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import beta, norm
+from torch import Tensor
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.copies import SHIFT, CopySearch, Matches
+
+FALSE_ALARM_RATES = (0.001, 0.01)
+SENSITIVITY = 0.99
+MAX_STRANGERS = 500
+PLANTED = 60
+PLANTED_NOISE = 0.1
+"""5 % of the range [-1, 1]."""
+FEWEST_STRANGERS = 10
+
+
+@dataclass(frozen=True)
+class CopyRate:
+    """The verdict on a set of samples.
+
+    Attributes:
+        matches: the nearest training image of each sample.
+        flagged: which samples score above the threshold, ``(N,)`` boolean.
+        rate, low, high: copy rate and its 95 % interval, each in [0, 1].
+        calibration: how the threshold was set.
+    """
+
+    matches: Matches
+    flagged: Tensor
+    rate: float
+    low: float
+    high: float
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Threshold, and what it does to strangers and to planted copies.
+
+    Attributes:
+        threshold: scores above it are copies.
+        false_alarm_rate: of strangers, that the threshold is set for.
+        false_alarms, strangers: counted on strangers, each half with the threshold of the other.
+        sensitivity: share of planted copies above the threshold.
+        auroc: area under the ROC curve of planted copies against strangers.
+        source: where the strangers come from.
+        scores: of the strangers.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    false_alarms: int
+    strangers: int
+    sensitivity: float
+    auroc: float
+    source: str
+    scores: Tensor
+
+    @property
+    def false_alarm_interval(self) -> tuple[float, float]:
+        """95 % interval of the share of false alarms."""
+        return clopper_pearson(self.false_alarms, self.strangers)
+
+
+def calibrate(
+    search: CopySearch,
+    training: Sequence[Tensor],
+    held_out: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Calibration:
+    """Set the threshold.
+
+    Args:
+        search: over ``training``.
+        training: images (C, H, W, D) by index, those of ``search``.
+        held_out: real images that were not trained on; None compares training images with one another.
+        seed: of the images that are drawn.
+
+    Raises:
+        UserError: fewer than 10 strangers.
+    """
+    generator = np.random.default_rng(seed)
+    source = training if held_out is None else held_out
+    if len(source) < FEWEST_STRANGERS:
+        rule = f"the threshold for copies needs at least {FEWEST_STRANGERS} real images that are no copies"
+        raise UserError(rule, len(source), "Give more held-out or training images")
+    chosen = np.sort(generator.permutation(len(source))[:MAX_STRANGERS]).tolist()
+    label = "Strangers" if progress else ""
+    exclude = chosen if held_out is None else None
+    scores = search.search(_Chosen(source, chosen), exclude, label).scores
+    planted = _Planted(training, np.sort(generator.permutation(len(training))[:PLANTED]).tolist(), seed)
+    found = search.search(planted, label="Planted copies" if progress else "").scores
+    for rate in FALSE_ALARM_RATES:
+        threshold = stranger_threshold(scores, rate)
+        sensitivity = float((found > threshold).float().mean())
+        if sensitivity >= SENSITIVITY:
+            break
+    halves = generator.permutation(len(scores))
+    parts = [torch.from_numpy(halves[::2].copy()), torch.from_numpy(halves[1::2].copy())]
+    alarms = sum(int((scores[a] > stranger_threshold(scores[b], rate)).sum()) for a, b in (parts, parts[::-1]))
+    above = (found[:, None] > scores).float() + 0.5 * (found[:, None] == scores).float()
+    name = "training images, each compared with the others" if held_out is None else "held-out real images"
+    return Calibration(threshold, rate, alarms, len(scores), sensitivity, float(above.mean()), name, scores)
+
+
+def copy_rate(
+    samples: Sequence[Tensor], search: CopySearch, calibration: Calibration, progress: bool = True
+) -> CopyRate:
+    """Search the samples' training images and count copies.
+
+    Args:
+        samples: synthetic images of the training images' shape.
+        search, calibration: of the training images.
+
+    Raises:
+        UserError: no samples, or another shape.
+    """
+    matches = search.search(samples, label="Samples" if progress else "")
+    flagged = matches.scores > calibration.threshold
+    a = calibration.false_alarm_rate
+    low, high = clopper_pearson(int(flagged.sum()), len(flagged))
+    rate, low, high = (max(0.0, (x - a) / (1 - a)) for x in (float(flagged.float().mean()), low, high))
+    return CopyRate(matches, flagged, rate, low, high, calibration)
+
+
+def stranger_threshold(scores: Tensor, false_alarm_rate: float) -> float:
+    """Score that a stranger exceeds with the given probability, from median and ninth decile."""
+    middle, high = (float(scores.double().quantile(q)) for q in (0.5, 0.9))
+    return middle + float(norm.ppf(1 - false_alarm_rate) / norm.ppf(0.9)) * max(high - middle, 1e-6)
+
+
+def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper and Pearson 1934); (0, 1) for no trials."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, successes, count - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, count - successes)) if successes < count else 1.0
+    return low, high
+
+
+class _Chosen(Sequence[Tensor]):
+    """Some images of a sequence."""
+
+    def __init__(self, images: Sequence[Tensor], indices: Sequence[int]) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self.images[self.indices[index]]
+
+
+class _Planted(_Chosen):
+    """Training images flipped along an axis, shifted by two voxels along each, with noise."""
+
+    def __init__(self, images: Sequence[Tensor], indices: Sequence[int], seed: int) -> None:
+        super().__init__(images, indices)
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        image = super().__getitem__(index)
+        generator = np.random.default_rng([self.seed, index])
+        for axis, size in enumerate(image.shape[1:], start=1):
+            if size >= 4 * SHIFT:
+                step = int(generator.choice([-SHIFT, SHIFT]))
+                places = (torch.arange(size) + step).clamp(0, size - 1)
+                image = image.index_select(axis, places)
+        axis = int(generator.integers(3)) + 1
+        image = image.flip([axis])
+        noise = torch.from_numpy(generator.normal(0, PLANTED_NOISE, tuple(image.shape))).float()
+        return (image + noise).clamp(-1, 1)
