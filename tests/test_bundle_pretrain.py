@@ -89,8 +89,8 @@ def test_training_writes_what_its_last_lines_name(trained: Path) -> None:
 
 def test_weights_load_into_a_plain_network_and_into_ours_with_other_classes(trained: Path) -> None:
     weights = load_tensors(trained / "models" / "model.pt")["model"]
-    MonaiSwinUNETR(1, 1, feature_size=12, spatial_dims=2).load_state_dict(weights, strict=True)
-    report = transfer_weights(SwinUNETR((64, 64, 1), 1, 3, 12), trained / "models" / "model.pt")
+    MonaiSwinUNETR(1, 1, feature_size=12, window_size=4, spatial_dims=2).load_state_dict(weights, strict=True)
+    report = transfer_weights(SwinUNETR((64, 64, 1), 1, 3, 12, window_size=4), trained / "models" / "model.pt")
     assert report.share == 1.0 and len(report.new_head) == 2
 
 
