@@ -18,6 +18,7 @@ from medical_diffusion.cli.study import run_label_efficiency
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.bootstrap import bootstrap_interval
 from medical_diffusion.files import file_hash
+from medical_diffusion.networks import SwinUNETR
 from medical_diffusion.pictures import read_png
 from medical_diffusion.studies.label_efficiency import (
     Arm,
@@ -241,12 +242,12 @@ def test_all_arms_get_the_network_of_the_pretrained_ones(weights: list[str], tmp
     study(out, runner, [small, alike], fractions=(50,), repeats=1)
     study(out, runner, [], fractions=(60,), repeats=1)
     assert [options["feature_size"] for options in runner.done[3:]] == [12, 12], "alike, and none at 60 %"
-    with pytest.raises(UserError, match=r"other networks: .*feature_size was 12, is 24"):
+    with pytest.raises(UserError, match=r"with other networks.*feature_size was 12, is 24"):
         study(out, runner, [large], fractions=(50,), repeats=1)
     with pytest.raises(UserError, match=r"must fine-tune the same network.*of large is 24, of others 12.*same --feat"):
         study(tmp_path / "new", runner, [small, large])
     study(tmp_path / "plain", runner, [], fractions=(50,), repeats=1)
-    with pytest.raises(UserError, match=r"other networks: .*feature_size was not given, is 24"):
+    with pytest.raises(UserError, match=r"with other networks.*feature_size was not given, is 24"):
         study(tmp_path / "plain", runner, [large], fractions=(50,), repeats=1)
 
 
@@ -513,6 +514,64 @@ def test_bundles_that_can_not_be_studied_are_refused(tmp_path: Path, repository:
         BundleRunner(tmp_path)
     with pytest.raises(UserError, match=r"with the option label_fraction.*lidc_ldm.*swin_unetr_finetune"):
         BundleRunner(repository / "bundles" / "lidc_ldm")
+
+
+# the real bundle
+
+TINY: dict[str, Any] = {
+    "steps": 2,
+    "num_phantoms": 10,
+    "phantom_size": "[16,16,16]",
+    "image_size": "[32,32,32]",
+    "feature_size": 12,
+    "window_size": 4,
+    "augmentation": "false",
+    "device": "cpu",
+}
+
+
+def test_options_go_to_the_configurations_that_know_them(repository: Path) -> None:
+    runner = BundleRunner(repository / BUNDLE)
+    options = {**TINY, "pretrained": "a.pt", "label_fraction": 5.0, "run_dir": "r", "dataset_dir": None, "stepps": 1}
+    assert runner._options_of("train", options) == {k: v for k, v in options.items() if k != "dataset_dir"}
+    names = set(runner._options_of("evaluate", options))
+    assert names == {"num_phantoms", "phantom_size", "image_size", "feature_size", "window_size", "device", "run_dir"}
+
+
+def test_a_misspelt_option_and_weights_that_do_not_fit_are_told_before_any_run(
+    weights: list[str], repository: Path, tmp_path: Path
+) -> None:
+    plan: dict[str, Any] = {"fractions": (5,), "repeats": 1}
+    options = {**TINY, "num_phantoms": 3}
+    with pytest.raises(UserError, match=r"override must name an option.*--stepps.*Did you mean.*No run was begun"):
+        run_label_efficiency_study(repository / BUNDLE, tmp_path / "a", options={**options, "stepps": 3}, **plan)
+    with pytest.raises(UserError, match=r"run: synthetic, 5 %.*No run was begun"):
+        run_label_efficiency_study(repository / BUNDLE, tmp_path / "b", weights[:1], options=options, **plan)
+    assert not list(tmp_path.rglob("model*.pt")) and not list(tmp_path.rglob("cell.json"))
+
+
+@pytest.mark.slow
+def test_a_study_with_the_bundle(repository: Path, tmp_path: Path) -> None:
+    """Two arms at two shares; the same command a second time runs nothing."""
+    network = SwinUNETR(image_size=(32, 32, 32), in_channels=1, out_channels=1, feature_size=12, window_size=4)
+    content = {"model": network.state_dict(), "settings": {"feature_size": 12, "window_size": 4}}
+    torch.save(content, tmp_path / "start.pt")
+    options = {name: value for name, value in TINY.items() if name not in content["settings"]}
+    arguments: dict[str, Any] = {"fractions": (20, 100), "repeats": 1, "options": options}
+    out = tmp_path / "out"
+    for _ in range(2):
+        run_label_efficiency_study(repository / BUNDLE, out, [str(tmp_path / "start.pt")], **arguments)
+    rows = rows_of(out / "summary.csv")
+    assert [(r["arm"], r["fraction"], r["training_subjects"]) for r in rows] == [
+        ("none", "20", "2"),
+        ("start", "20", "2"),
+        ("none", "100", "7"),
+        ("start", "100", "7"),
+    ]
+    record = json.loads((out / "study.json").read_text())
+    small, large = (set(record["training_subjects"][share]["0"]) for share in ("20", "100"))
+    assert small < large and not large & set(record["test_subjects"]) and len(record["test_subjects"]) == 2
+    assert (out / "figure.png").is_file() and min(read_png(out / "overlay.png").shape[:2]) > 200
 
 
 # command line
