@@ -78,16 +78,21 @@ class SegmentationData:
         s = self.settings
         return build_labelled_list(
             self.root,
-            manifest=s.manifest,
-            datalist=s.datalist,
+            manifest=s.get("manifest"),
+            datalist=s.get("datalist"),
             classes=s.trained.get("class_values") or s.get("classes"),
             validation_fraction=s.validation_fraction,
             test_fraction=s.test_fraction,
             label_fraction=s.get("label_fraction", 100.0),
             subset_seed=s.get("subset_seed", 0),
             planar=s.planar,
-            memory=self.folders.cache / "label_maps.json" if is_main_process() else None,
+            memory=self.cache / "label_maps.json" if is_main_process() else None,
         )
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what need not be computed again: the run's own, or one that several runs share."""
+        return Path(self.settings.get("cache_dir") or self.folders.cache)
 
     @property
     def class_values(self) -> dict[str, int]:
@@ -124,7 +129,7 @@ class SegmentationData:
     @property
     def cache_dir(self) -> Path:
         """Folder of the preprocessed volumes, one per :attr:`key`."""
-        return self.folders.cache / f"labelled_{self.key[:24]}"
+        return self.cache / f"labelled_{self.key[:24]}"
 
     def prepare(self) -> None:
         """Find and check the volumes, or make the phantoms, and preprocess them: before any training.
@@ -134,8 +139,9 @@ class SegmentationData:
         """
         if is_main_process():
             _ = self.lists
-            for stale in set(self.folders.cache.glob("labelled_*")) - {self.cache_dir}:
-                shutil.rmtree(stale, ignore_errors=True)
+            if self.settings.get("cache_dir") is None:  # a folder of several runs keeps what the others need
+                for stale in set(self.cache.glob("labelled_*")) - {self.cache_dir}:
+                    shutil.rmtree(stale, ignore_errors=True)
             self._fill_cache()
         barrier()
         _ = self.lists

@@ -1,0 +1,212 @@
+"""Labelled data: pairs found in three ways, every kind of bad label told, subjects split, shares nested."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_files import write_nifti
+
+from medical_diffusion.data import build_labelled_list, draw_share
+from medical_diffusion.errors import UserError
+
+SHAPE = (9, 8, 7)
+COUNT = 12
+
+
+def label_map(n: int) -> np.ndarray:
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[2:5, 2:6, 1:4] = 1
+    labels[5:7, 2:6, 1:4] = 2 if n % 2 else 1
+    return labels
+
+
+def image(n: int) -> np.ndarray:
+    return np.random.default_rng(n).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve subjects in ``images`` and ``labels``."""
+    for n in range(COUNT):
+        write_nifti(tmp_path / "images" / f"case_{n:02d}.nii.gz", image(n))
+        write_nifti(tmp_path / "labels" / f"case_{n:02d}.nii.gz", label_map(n))
+    return tmp_path
+
+
+def subjects(items: list[dict]) -> set[str]:
+    return {item["subject"] for item in items}
+
+
+def test_folders_give_pairs_and_a_split_by_subject(folder: Path) -> None:
+    lists = build_labelled_list(folder)
+    assert lists.classes == {"class_1": 1, "class_2": 2}
+    parts = [subjects(part) for part in (lists.train, lists.validation, lists.test)]
+    assert [len(part) for part in parts] == [9, 1, 2]
+    assert len(set.union(*parts)) == COUNT
+    for item in lists.train:
+        assert Path(item["image"]).name == Path(item["label"]).name
+        assert Path(item["label"]).parent.name == "labels"
+
+
+def test_msd_names_classes_and_leaves_unlabelled_test_images_out(folder: Path) -> None:
+    (folder / "images").rename(folder / "imagesTr")
+    (folder / "labels").rename(folder / "labelsTr")
+    write_nifti(folder / "imagesTs" / "case_90.nii.gz", image(90))
+    by_folders = build_labelled_list(folder)
+    training = [
+        {"image": f"./imagesTr/case_{n:02d}.nii.gz", "label": f"./labelsTr/case_{n:02d}.nii.gz"} for n in range(COUNT)
+    ]
+    stated = {"labels": {"0": "background", "1": "anterior", "2": "posterior"}, "training": training}
+    (folder / "dataset.json").write_text(json.dumps({**stated, "test": ["./imagesTs/case_90.nii.gz"]}))
+    lists = build_labelled_list(folder)
+    assert lists.classes == {"anterior": 1, "posterior": 2}
+    assert len(lists.train) == len(by_folders.train) == 9 and len(lists.test) == 2
+    chosen = build_labelled_list(folder, classes=["posterior"])
+    assert chosen.classes == {"posterior": 2}
+    with pytest.raises(UserError, match=r"must be among those of dataset.json.*Did you mean posterior"):
+        build_labelled_list(folder, classes=["posteriour"])
+
+
+def test_a_manifest_says_where_label_maps_lie(folder: Path) -> None:
+    (folder / "labels").rename(folder / "truth")
+    layout = {"images": ["images/*.nii.gz"], "subject": "case_[0-9]+", "masks": {"paths": ["truth/{stem}.nii.gz"]}}
+    fields: dict[str, Any] = {
+        "name": "own",
+        "title": "Own",
+        "version": "1",
+        "licence": "CC0",
+        "source": {"url": "https://example.org"},
+        "modality": "CT",
+        "layout": layout,
+    }
+    manifest = folder.parent / "own.json"
+    manifest.write_text(json.dumps(fields))
+    assert len(build_labelled_list(folder, manifest=manifest).train) == 9
+    fields["layout"] = {"images": layout["images"], "subject": layout["subject"]}
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="must say where label maps lie"):
+        build_labelled_list(folder, manifest=manifest)
+
+
+Break = Callable[[Path], object]
+
+
+def write_label(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Break:
+    def apply(folder: Path) -> None:
+        path = folder / "labels" / "case_03.nii.gz"
+        write_nifti(path, change(label_map(3)), *([affine] if affine is not None else []))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (write_label(lambda a: a.astype(np.float32) * 0.5), "must hold whole numbers; received 0.5|whole numbers.*0.5"),
+        (write_label(lambda a: a[:-1]), r"shape of its image.*\(8, 8, 7\) for an image of \(9, 8, 7\)"),
+        (write_label(lambda a: a, np.diag([1.0, 1.0, 2.0, 1.0])), "the same affine.*mm apart"),
+        (write_label(lambda a: np.arange(a.size, dtype=np.int16).reshape(a.shape)), "at most 256 values"),
+        (lambda f: (f / "labels" / "case_03.nii.gz").unlink(), "an image must have a label map.*none in labels"),
+        (lambda f: (f / "images" / "case_03.nii.gz").unlink(), "must have an image of its name"),
+        (lambda f: (f / "labels" / "case_03.nii.gz").write_bytes(b"no image"), "case_03"),
+    ],
+)
+def test_each_bad_label_is_told(folder: Path, damage: Break, message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        build_labelled_list(folder)
+
+
+def test_all_faults_are_listed_at_once(folder: Path) -> None:
+    write_nifti(folder / "labels" / "case_01.nii.gz", label_map(1)[:, :-1])
+    write_nifti(folder / "labels" / "case_02.nii.gz", label_map(2) * 7)
+    (folder / "labels" / "case_04.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"(?s)case_04.*case_01.*case_02.*7 in \d+ voxels.*In all 3 faults"):
+        build_labelled_list(folder, classes=["a", "b"])
+
+
+def test_unexpected_values_are_told_with_the_classes(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)values of its classes only \(0 background, 1 one\).*2 in 24 voxels"):
+        build_labelled_list(folder, classes=["one"])
+
+
+def test_whole_numbers_stored_as_floats_are_accepted_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_label(lambda a: a.astype(np.float64))(folder)
+    with caplog.at_level(logging.INFO):
+        assert len(build_labelled_list(folder).train) == 9
+    assert "1 of 12 label maps store their whole numbers as floats" in caplog.text
+
+
+def test_a_rounding_of_the_affine_is_no_fault(folder: Path) -> None:
+    write_label(lambda a: a, np.diag([1.001, 1.0, 1.0, 1.0]))(folder)
+    assert len(build_labelled_list(folder).train) == 9
+
+
+def test_no_foreground_is_told(folder: Path) -> None:
+    for path in (folder / "labels").iterdir():
+        write_nifti(path, np.zeros(SHAPE, dtype=np.uint8))
+    with pytest.raises(UserError, match="must hold a foreground"):
+        build_labelled_list(folder)
+
+
+def test_folders_without_pairs_are_told(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "images" / "a.nii.gz", image(0))
+    with pytest.raises(UserError, match="must hold images with label maps"):
+        build_labelled_list(tmp_path)
+
+
+def test_shares_are_nested_and_the_other_parts_stay(folder: Path) -> None:
+    lists = [build_labelled_list(folder, label_fraction=f, subset_seed=1) for f in (5, 20, 40, 100)]
+    sizes = [len(part.train) for part in lists]
+    assert sizes == [1, 2, 4, 9], "rounded up to whole subjects"
+    for smaller, larger in pairwise(lists):
+        assert subjects(smaller.train) < subjects(larger.train)
+        assert (smaller.validation, smaller.test) == (larger.validation, larger.test)
+        assert smaller.data == larger.data and smaller.fingerprint != larger.fingerprint
+    others = {
+        frozenset(subjects(build_labelled_list(folder, label_fraction=40, subset_seed=s).train)) for s in range(4)
+    }
+    assert len(others) > 1, "repeats draw other subjects"
+
+
+def test_the_share_depends_on_ids_alone() -> None:
+    ids = [f"p{n}" for n in range(50)]
+    first = draw_share(ids, 30, seed=2)
+    assert draw_share(reversed(ids), 30, seed=2) == first and len(first) == 15
+    assert draw_share(ids, 14, seed=2) == first[:7]
+
+
+@pytest.mark.parametrize("percent", [0.0, -5.0, 100.5])
+def test_a_share_that_leaves_no_volume(percent: float) -> None:
+    with pytest.raises(UserError, match=r"percent of the training subjects, in \(0, 100\]"):
+        draw_share(["a", "b"], percent)
+
+
+def test_a_share_without_foreground_and_one_without_a_class(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (only,) = subjects(build_labelled_list(folder, label_fraction=1).train)
+    other = next(s for s in subjects(build_labelled_list(folder).train) if s != only)
+    write_nifti(folder / "labels" / f"{only}.nii.gz", np.minimum(label_map(0), 1))
+    write_nifti(folder / "labels" / f"{other}.nii.gz", label_map(1))
+    with caplog.at_level(logging.WARNING):
+        build_labelled_list(folder, label_fraction=1)
+    assert "No label map of these 1 training volumes holds class_2" in caplog.text
+    write_nifti(folder / "labels" / f"{only}.nii.gz", np.zeros(SHAPE, dtype=np.uint8))
+    with pytest.raises(UserError, match="must leave a foreground"):
+        build_labelled_list(folder, label_fraction=1)
+
+
+def test_what_was_surveyed_is_remembered_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "cache" / "maps.json"
+    first = build_labelled_list(folder, memory=memory)
+    assert len(json.loads(memory.read_text())) == COUNT
+    assert build_labelled_list(folder, memory=memory).fingerprint == first.fingerprint
+    write_label(lambda a: a.astype(np.float32) + 0.25)(folder)
+    with pytest.raises(UserError, match="whole numbers"):
+        build_labelled_list(folder, memory=memory)
