@@ -1,0 +1,154 @@
+"""Time and memory of one pre-training step beside a plain step of MONAI's SwinUNETR of the same size.
+
+    python benchmarks/swin_steps.py [--sizes 64 96] [--features 12 24 48] [--batch 1] [--threads 2] [--runs 7]
+                                    [--device cpu] [--steps monai masked paper] [--window 7]
+
+Prints a Markdown table. A plain step is forward, L1 loss, backward and fused AdamW on MONAI's class; `masked` and
+`paper` are the step of the bundle: drawing masks, hiding, flips, the objective's loss, clipping. Each runs in a process
+of its own, so that its peak memory is its own: the highest resident size above that after the imports, or on a GPU the
+most that was allocated. Times are medians after a warm-up, the fastest run in brackets, in float32. The last column is
+the rate at which the loader gives crops of that size from cached volumes, in one process, beside that of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from machine import matrix_rate
+
+STEPS = {"monai": "MONAI SwinUNETR", "masked": "pre-training, masked", "paper": "pre-training, paper"}
+WARM_UP = 2
+LOADED = 32
+
+
+def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> dict[str, float]:
+    """Median and least seconds of a step, its peak memory in GB, and volumes a second from the loader."""
+    import torch
+    from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+
+    from medical_diffusion.networks import SwinUNETR
+    from medical_diffusion.training import PretrainStep, pretext_objective
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shape = (size, size, size)
+    x = torch.randn(options.batch, 1, *shape).tanh().to(device)
+    if name == "monai":
+        network = MonaiSwinUNETR(1, 1, feature_size=feature, window_size=options.window).to(device)
+    else:
+        network = SwinUNETR(shape, 1, 1, feature, window_size=options.window).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    pretrain = None if name == "monai" else PretrainStep(network, shape, optimizer, pretext_objective(name))
+
+    def step(number: int) -> None:
+        if pretrain is not None:
+            pretrain(x, number)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.l1_loss(network(x), x).backward()
+            optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = []
+    for number in range(WARM_UP + options.runs):
+        start = time.perf_counter()
+        step(number)
+        seconds.append(time.perf_counter() - start)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) / 1024**2
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1024**3
+    seconds = seconds[WARM_UP:]
+    numbers = {"step": statistics.median(seconds), "least": min(seconds), "memory": peak}
+    return numbers if name == "monai" else {**numbers, "loading": loading_rate(size, options.batch)}
+
+
+def loading_rate(size: int, batch: int) -> float:
+    """Crops a second from volumes of 1.5 times their size that preprocessing has cached."""
+    import torch
+    from monai.data import PersistentDataset
+
+    from medical_diffusion.data import StepLoader
+    from medical_diffusion.data.unlabelled_crops import UnlabelledCrops
+
+    whole = size * 3 // 2
+    with tempfile.TemporaryDirectory() as folder:
+        items = [{"seed": n} for n in range(4)]
+        cached = PersistentDataset(items, lambda item: {"image": torch.randn(1, whole, whole, whole)}, folder)
+        loader = StepLoader(UnlabelledCrops(cached, size), batch, positions=True)
+        batches = iter(loader)
+        for _ in items:
+            next(batches)
+        start = time.perf_counter()
+        for _ in range(LOADED // batch):
+            next(batches)
+        return LOADED // batch * batch / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="voxels along each axis")
+    parser.add_argument("--features", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--window", type=int, default=7, help="side of the attention windows")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        name, size, feature = options.measure
+        print(json.dumps(measure(name, int(size), int(feature), options)))
+        return
+
+    from importlib.metadata import version
+
+    rate = f", matrix products at {matrix_rate(options.threads):.0f} GFLOP/s" if options.device == "cpu" else ""
+    print(
+        f"{datetime.date.today()}, {device_name(options.device)}, {options.threads} threads, "
+        f"load {os.getloadavg()[0]:.1f}, torch {version('torch')}, monai {version('monai')}\n"
+        f"batch {options.batch}, window {options.window}, float32{rate}\n"
+    )
+    print("| size | feature size | step | time | beside MONAI | memory | volumes/s trained | volumes/s loaded |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in options.sizes:
+        for feature in options.features:
+            plain = None
+            for name in options.steps:
+                command = [sys.executable, __file__, *sys.argv[1:], "--measure", name, str(size), str(feature)]
+                result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                n = json.loads(result.splitlines()[-1])
+                plain = n["step"] if name == "monai" else plain
+                beside = f"{100 * (n['step'] / plain - 1):+.0f} %" if plain and name != "monai" else ""
+                loaded = f"{n['loading']:.1f}" if "loading" in n else ""
+                print(
+                    f"| {size}³ | {feature} | {STEPS[name]} | {n['step']:.3f} s ({n['least']:.3f}) | {beside} "
+                    f"| {n['memory']:.2f} GB | {options.batch / n['step']:.2f} | {loaded} |",
+                    flush=True,
+                )
+
+
+def device_name(device: str) -> str:
+    """The processor or the GPU."""
+    if device == "cpu":
+        return platform.machine()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+if __name__ == "__main__":
+    main()
