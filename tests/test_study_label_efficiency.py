@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -598,3 +599,21 @@ def test_the_command_line_shows_errors_as_one_message(tmp_path: Path, repository
     words = ["study", "label-efficiency", "--bundle", str(repository / "bundles" / "lidc_ldm"), "--shard", "3/2"]
     assert main(words) == 1
     assert capsys.readouterr().err.startswith("error: a shard must be i/n")
+
+
+def test_the_page_names_options_and_files_that_exist(
+    repository: Path, finished: tuple[Path, FakeRunner], capsys: Any
+) -> None:
+    page = (repository / "docs" / "label_efficiency.md").read_text(encoding="utf-8")
+    known: set[str] = set()
+    for name in ("lidc_ldm", "swin_unetr_pretrain", "swin_unetr_finetune"):
+        known |= set(json.loads((repository / "bundles" / name / "configs" / "options.json").read_text()))
+        known |= set(json.loads((repository / "bundles" / name / "configs" / "inference.json").read_text()))
+        assert f"bundles/{name}" in page
+    for command in (["study", "label-efficiency"], ["data", "phantoms"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        known |= set(re.findall(r"--([\w-]+)", capsys.readouterr().out))
+    assert set(re.findall(r"--(\w[\w-]*)", page)) - {"config_file"} <= known
+    for file in re.findall(r"`(\w+\.(?:md|csv|png|json))`", page):
+        assert file in ("cell.json", "dataset.json") or (finished[0] / file).is_file(), file
