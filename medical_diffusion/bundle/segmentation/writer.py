@@ -21,7 +21,7 @@ from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.segmentation.overlay import class_planes
 from medical_diffusion.bundle.segmentation.segmenter import Segmentation, Segmenter
 from medical_diffusion.bundle.settings import Settings
-from medical_diffusion.data import Fault, find_volumes, load_volume
+from medical_diffusion.data import Fault, find_volumes, load_volume, read_header
 from medical_diffusion.data.checks import raise_faults
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 from medical_diffusion.errors import UserError, find_user_error
@@ -74,10 +74,11 @@ class SegmentationWriter:
         path = self.path_of(item)
         if path.suffix == ".png":
             return write_png(path, stored[:, :, 0])
-        nifti = nibabel.Nifti1Image(stored, segmentation.affine)
+        stored, affine = _as_filed(item, stored, segmentation.affine)
+        nifti = nibabel.Nifti1Image(stored, affine)
         nifti.header.set_xyzt_units("mm")
-        nifti.set_sform(segmentation.affine, code=1)
-        nifti.set_qform(segmentation.affine, code=1)
+        nifti.set_sform(affine, code=1)
+        nifti.set_qform(affine, code=1)
         return write_atomically(path, lambda part: nibabel.save(nifti, part))
 
     def read(self, item: Mapping[str, Any]) -> np.ndarray:
@@ -87,6 +88,17 @@ class SegmentationWriter:
         for channel, value in enumerate(self.class_values.values(), start=1):
             channels[stored == value] = channel
         return channels
+
+
+def _as_filed(item: Mapping[str, Any], stored: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A map in the index order of its image's file: an image of depth 1 is read as it is looked at, rows down."""
+    header = read_header(item["image"], item.get("series_uid"))
+    if stored.shape[2] > 1 or header.spatial_shape[2] > 1 or np.allclose(header.affine, affine):
+        return stored, affine
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(affine), nibabel.orientations.io_orientation(header.affine)
+    )
+    return nibabel.orientations.apply_orientation(stored, turn), header.affine
 
 
 def images_to_segment(source: str | Path, planar: bool = False) -> list[dict[str, Any]]:
