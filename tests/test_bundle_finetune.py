@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from bundle_runs import ROOT, as_arguments, run, workflow
 from data_files import oblique_affine, write_nifti
 from monai.bundle import verify_metadata
 from monai.networks.nets import SwinUNETR
+from test_data_docs import commands
 from torch import Tensor
 
 from medical_diffusion.bundle.pack import pack_bundle
@@ -259,3 +261,20 @@ def test_two_processes_learn_one_network(labelled: Path, tmp_path: Path) -> None
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=0, msg=name)
     assert (tmp_path / "models" / "model.pt").is_file()
+
+
+def test_every_command_of_the_page_has_options_that_exist(repository: Path) -> None:
+    found = commands((repository / "docs" / "segmentation.md").read_text(encoding="utf-8"))
+    configs = []
+    for words in found:
+        assert words[:4] == ["python", "-m", "monai.bundle", "run"]
+        config = repository / words[words.index("--config_file") + 1]
+        options = {word.removeprefix("--") for word in words if word.startswith("--")} - {"config_file"}
+        assert options <= set(json.loads(config.read_text(encoding="utf-8")))
+        configs.append(f"{config.parents[1].name}/{config.stem}")
+    expected = ["swin_unetr_pretrain/train", *(f"swin_unetr_finetune/{c}" for c in ("train", "evaluate", "inference"))]
+    assert configs[:4] == expected
+    page = (repository / "docs" / "segmentation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`--(\w+)", page)) | set(re.findall(r" --(\w+) ", page))
+    options = json.loads((BUNDLE / "configs" / "options.json").read_text(encoding="utf-8"))
+    assert named - {"config_file"} <= set(options)
