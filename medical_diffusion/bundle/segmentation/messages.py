@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import PHANTOM_TITLES, describe_intensity
+from medical_diffusion.bundle.messages import PHANTOM_TITLES
 from medical_diffusion.bundle.segmentation.data import SegmentationData
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.weights import Weights
@@ -44,7 +44,8 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
         settings.subset_seed,
         ", ".join(f"{name} ({value})" for name, value in data.class_values.items()),
     )
-    logger.info("Intensity: %s.", describe_intensity(settings))
+    scale = f"window {settings.window}" if settings.intensity == "window" else f"per volume by {settings.intensity}"
+    logger.info("Intensity: %s mapped to [-1, 1].", scale)
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
 
 
