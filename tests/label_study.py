@@ -39,6 +39,7 @@ class FakeRunner:
             raise self.error
         self.done.append(dict(options))
         folder = Path(options["run_dir"])
+        (Path(options["cache_dir"]) / "labelled").mkdir(parents=True, exist_ok=True)
         for name in ("models", "cache", "data"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "models" / "model.pt").write_bytes(b"weights")

@@ -134,6 +134,7 @@ def test_every_run_gets_its_own_options_and_a_repeat_is_a_seed(
     for options in runner.done:
         assert options["steps"] == "7" and options["dataset_dir"] is None
         assert options["seed"] == options["subset_seed"]
+        assert options["cache_dir"] == str(folder.resolve() / "cache"), "what is preprocessed once serves all runs"
         assert options["pretrained"] in (None, *weights)
         assert Path(options["run_dir"]).is_relative_to(folder.resolve())
     assert {(o["pretrained"], o["label_fraction"], o["seed"]) for o in runner.done} == {
@@ -168,6 +169,7 @@ def test_an_interrupted_study_continues_and_ends_alike(
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path, broken, weights, options={"steps": "7"})
     assert f"{stop} of 18 runs are finished" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "cache").is_dir() == (stop > 0)
     second = FakeRunner()
     study(tmp_path, second, weights, options={"steps": "7"})
     first_run = {o["run_dir"] for o in broken.done}
@@ -533,10 +535,27 @@ TINY: dict[str, Any] = {
 
 def test_options_go_to_the_configurations_that_know_them(repository: Path) -> None:
     runner = BundleRunner(repository / BUNDLE)
-    options = {**TINY, "pretrained": "a.pt", "label_fraction": 5.0, "run_dir": "r", "dataset_dir": None, "stepps": 1}
+    options = {
+        **TINY,
+        "cache_dir": "c",
+        "pretrained": "a.pt",
+        "label_fraction": 5.0,
+        "run_dir": "r",
+        "dataset_dir": None,
+        "stepps": 1,
+    }
     assert runner._options_of("train", options) == {k: v for k, v in options.items() if k != "dataset_dir"}
     names = set(runner._options_of("evaluate", options))
-    assert names == {"num_phantoms", "phantom_size", "image_size", "feature_size", "window_size", "device", "run_dir"}
+    assert names == {
+        "num_phantoms",
+        "phantom_size",
+        "image_size",
+        "feature_size",
+        "window_size",
+        "device",
+        "run_dir",
+        "cache_dir",
+    }
 
 
 def test_a_misspelt_option_and_weights_that_do_not_fit_are_told_before_any_run(

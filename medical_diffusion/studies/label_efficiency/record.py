@@ -73,6 +73,11 @@ class StudyRecord:
             "repeats": plan.repeats,
         }
 
+    @property
+    def cache(self) -> Path:
+        """Preprocessed volumes, which are the same for all runs."""
+        return self.folder / "cache"
+
     def begin(self) -> None:
         """Write ``study.json``, or check the one that is there and let the study grow by what is new.
 
@@ -104,6 +109,7 @@ class StudyRecord:
         """Options of the bundle for one run."""
         return {
             **self.network,
+            "cache_dir": str(self.cache.resolve()),
             **self.options,
             "dataset_dir": self.dataset_dir,
             "pretrained": self.plan.arm(cell.arm).weights,

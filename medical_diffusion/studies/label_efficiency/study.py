@@ -128,6 +128,8 @@ def write_results(record: StudyRecord) -> Path:
     overlays = draw_overlays(output, plan, reports)
     if overlays is not None:
         write_png(output / "overlay.png", overlays)
+    if len(reports) == len(plan.cells):  # no shard needs it any more
+        shutil.rmtree(record.cache, ignore_errors=True)
     logger.info("%d of %d runs are finished: %s", len(reports), len(plan.cells), table)
     return table
 
