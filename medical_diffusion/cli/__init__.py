@@ -9,5 +9,6 @@ from __future__ import annotations
 GROUPS = {
     "bundle": "describe, pack, inspect and render bundles",
     "data": "list, describe, fetch and check data sets; write phantoms",
+    "evaluate": "judge synthetic images: fidelity, diversity, copies of training images, as a report",
     "study": "experiments over several training runs",
 }

@@ -13,9 +13,9 @@ Pearson); ``v`` is the one of a few noise levels that explains the sample best, 
 blurs a little.
 
 Each image is brought to zero mean and unit variance (brightness and contrast forgiven), and the score is the highest
-over training images, over flips of every axis, and over shifts up to ``SHIFT`` voxels: the middle of each training image is
-compared with every such window of the sample. A flip only turns signs of the transform. Images longer than
-``WORKING_SIZE`` along an axis are reduced to it. The search is two-staged: correlation of the whitened coefficients
+over training images, over flips of every axis, and over shifts up to ``SHIFT`` voxels: the middle of each training
+image is compared with every such window of the sample. A flip only turns signs of the transform. Images longer than
+``WORKING_SIZE`` along an axis are reduced to it. The search has two stages: correlation of the whitened coefficients
 picks ``CANDIDATES`` training images of each sample, and the ratio is computed for these.
 """
 

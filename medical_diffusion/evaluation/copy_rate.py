@@ -4,8 +4,9 @@ Strangers are real images that were not trained on; without any, training images
 others. Their scores are near to normal but for images of one person on both sides, which real sets hold unnoticed and
 which must not raise the threshold. So it is set by the median m and the ninth decile q of the strangers' scores:
 
-    threshold = m + z(1 - a) (q - m) / z(0.9)
+    threshold = m + (z(1 - a) + z(0.95) sqrt((1 + z(1 - a)^2) / n)) (q - m) / z(0.9)
 
+where the second term makes up for what n strangers leave uncertain (a tolerance bound with 95 % confidence),
 for a false-alarm rate ``a``: the lowest of ``FALSE_ALARM_RATES`` at which at least ``SENSITIVITY`` of planted copies
 (training images flipped, shifted by 2 voxels, with 5 % noise) are still found. False alarms are counted on the
 strangers, each half with the threshold of the other. The copy rate leaves out what false alarms explain:
@@ -15,6 +16,7 @@ strangers, each half with the threshold of the other. The copy rate leaves out w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,9 +148,11 @@ def copy_rate(
 
 
 def stranger_threshold(scores: Tensor, false_alarm_rate: float) -> float:
-    """Score that a stranger exceeds with the given probability, from median and ninth decile."""
+    """Score that a stranger exceeds with at most the given probability; see the module's first lines."""
+    z = float(norm.ppf(1 - false_alarm_rate))
+    z += float(norm.ppf(0.95)) * math.sqrt((1 + z * z) / len(scores))
     middle, high = (float(scores.double().quantile(q)) for q in (0.5, 0.9))
-    return middle + float(norm.ppf(1 - false_alarm_rate) / norm.ppf(0.9)) * max(high - middle, 1e-6)
+    return middle + z / float(norm.ppf(0.9)) * max(high - middle, 1e-6)
 
 
 def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:

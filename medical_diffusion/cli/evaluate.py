@@ -1,0 +1,166 @@
+"""``python -m medical_diffusion evaluate``: judge any folder of synthetic images against real ones."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medical_diffusion.cli import GROUPS
+from medical_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from medical_diffusion.data.image_set import ImageSet
+
+MEMORISED = 1
+"""Exit status when more samples are copies than allowed."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help=GROUPS["evaluate"],
+        description="Fidelity, diversity and memorisation of synthetic images or volumes of any generator, "
+        "against real ones: report.html, report.md, report.json, figures.csv and pictures. "
+        "A second run computes no feature twice.",
+        epilog="Example: python -m medical_diffusion evaluate --real held_out/ --synthetic ours=samples/ "
+        "--synthetic gan=stylegan/ --train training/ --output report/ --fail-if-memorised 0.01",
+    )
+    add = parser.add_argument
+    add("--real", metavar="DIR", required=True, help="real images: held out, or a reference batch (the report says)")
+    add("--synthetic", metavar="[NAME=]DIR", required=True, action="append", help="samples; may be given again")
+    add("--train", metavar="DIR", help="what the generators were trained on; needed to look for copies")
+    add("--output", metavar="DIR", required=True, help="folder of the report")
+    add(
+        "--features",
+        metavar="random|inception|medicalnet|FILE",
+        default="random",
+        help="extractor (default random: an untrained network that needs no weights; comparable within reports only)",
+    )
+    add("--weights", metavar="FILE", help="published weights of inception or medicalnet")
+    add("--image_size", metavar="N", type=int, nargs="+", help="resize to H W [D], or one number")
+    add("--crop_size", metavar="N", type=int, nargs="+", help="centre crop or pad before; 0 leaves an axis")
+    add(
+        "--intensity",
+        choices=("auto", "stored", "window", "percentile", "minmax"),
+        default="auto",
+        help="map to [-1, 1]; stored and window are the same for all, percentile and minmax each image's own "
+        "(default: window where given, stored for images, percentile for volumes)",
+    )
+    add("--window", metavar="V", type=float, nargs=2, help="limits in stored units, such as -1000 1000 for CT")
+    add("--channels", type=int, choices=(1, 3), help="convert to grey (1) or RGB (3)")
+    add("--max_images", metavar="N", type=int, help="of each set at most, drawn at random; all training images count")
+    add("--cache_dir", metavar="DIR", help="features are kept there (default OUTPUT/cache)")
+    add("--seed", type=int, default=0, help="of everything drawn (default 0)")
+    add("--device", default="cpu", help="of the extractor (default cpu)")
+    add(
+        "--fail-if-memorised",
+        metavar="RATE",
+        type=float,
+        help="exit status 1 when the copy rate of a generator exceeds it, such as 0.01",
+    )
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Write the report; 1 when the gate fires."""
+    from medical_diffusion.data.image_set import check_alike
+    from medical_diffusion.evaluation.features import create_extractor
+    from medical_diffusion.evaluation.report import measure, write_report
+    from medical_diffusion.evaluation.report.write import table
+    from medical_diffusion.files import check_writable
+
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    limit = arguments.fail_if_memorised
+    if limit is not None and not 0 <= limit < 1:
+        raise UserError("--fail-if-memorised must be a rate in [0, 1)", limit)
+    if limit is not None and arguments.train is None:
+        raise UserError("--fail-if-memorised needs the training images", "no --train", "Pass --train DIR")
+    output = check_writable(arguments.output)
+    cache = check_writable(arguments.cache_dir or output / "cache")
+    folders = named_folders(arguments.synthetic)
+    real = _read(arguments, arguments.real, cache, arguments.max_images)
+    generators = {name: _read(arguments, folder, cache, arguments.max_images) for name, folder in folders.items()}
+    train = _read(arguments, arguments.train, cache, None) if arguments.train is not None else None
+    sets = {"real": real, **generators, **({"train": train} if train is not None else {})}
+    check_alike(list(sets.values()))
+    extractor = create_extractor(arguments.features, 2 if real.is_planar else 3, real.channels, arguments.weights)
+    measurement = measure(
+        real, generators, extractor, train, real.protocol, cache / "features", arguments.seed, arguments.device, _say
+    )
+    report = measurement.report
+    report["folders"] = {name: str(images.folder) for name, images in sets.items()}
+    report["unreadable"] = {name: [str(fault) for fault in images.unreadable] for name, images in sets.items()}
+    report["constant"] = {name: images.constant for name, images in sets.items()}
+    report["duplicates"] = {name: images.duplicates for name, images in sets.items()}
+    path = write_report(output, measurement, real, generators, train)
+    print("\n".join("  ".join(row) for row in table(report)))
+    for name, generator in report["generators"].items():
+        print(f"{name}: {generator['verdict']}")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+    print(f"report: {path}")
+    return gate(report["generators"], limit)
+
+
+def gate(generators: dict, limit: float | None) -> int:
+    """Exit status: 1, with a sentence on stderr, when a generator copies more than ``limit``."""
+    if limit is None:
+        return 0
+    status = 0
+    for name, generator in generators.items():
+        entry = generator["figures"]["copy_rate"]
+        if entry["value"] is None:
+            print(f"not released: copies of {name} could not be counted: {entry['reason']}", file=sys.stderr)
+            status = MEMORISED
+        elif entry["value"] > limit:
+            sentence = f"{100 * entry['value']:.2f} % of its samples are copies of training images"
+            print(f"memorised: {name}: {sentence}, more than the {100 * limit:g} % allowed", file=sys.stderr)
+            status = MEMORISED
+    return status
+
+
+def named_folders(given: list[str]) -> dict[str, str]:
+    """Folders by name: ``NAME=DIR``, or the folder's own name.
+
+    Raises:
+        UserError: a name twice, or one that the report uses itself.
+    """
+    folders: dict[str, str] = {}
+    for text in given:
+        name, separator, folder = text.partition("=")
+        if not separator or Path(text).exists():
+            name, folder = Path(text).resolve().name, text
+        if name in folders or name in ("real", "train") or not name:
+            raise UserError("generators need different names", name, "Pass --synthetic NAME=DIR")
+        folders[name] = folder
+    return folders
+
+
+def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | None) -> ImageSet:
+    from medical_diffusion.data.image_set import ImageSet
+
+    sizes = {}
+    for option in ("image_size", "crop_size"):
+        value = getattr(arguments, option)
+        sizes[option] = value[0] if value is not None and len(value) == 1 else value
+    images = ImageSet(
+        folder,
+        arguments.intensity,
+        arguments.window,
+        channels=arguments.channels,
+        limit=limit,
+        seed=arguments.seed,
+        cache_dir=cache,
+        **sizes,
+    )
+    for fault in images.unreadable:
+        print(f"left out: {fault}")
+    return images
+
+
+def _say(what: str) -> None:
+    print(f"... {what}", flush=True)

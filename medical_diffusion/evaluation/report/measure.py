@@ -1,0 +1,289 @@
+"""All figures of a report: real images, one or several generators, and the images that these were trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.bootstrap import bootstrap_interval
+from medical_diffusion.evaluation.copies import CopySearch
+from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, Calibration, CopyRate, calibrate, copy_rate
+from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
+from medical_diffusion.evaluation.features import FeatureExtractor, extract_features
+from medical_diffusion.evaluation.permutation import permutation_test_fid, permutation_test_kid
+from medical_diffusion.evaluation.report.figures import (
+    Figure,
+    absent,
+    distance_figures,
+    figure,
+    floor_figures,
+    of_interval,
+)
+from medical_diffusion.evaluation.spectrum import high_frequency_energy
+from medical_diffusion.files import content_hash
+
+
+class ReportImages(Protocol):
+    """Images (C, H, W, D) in [-1, 1] by index, such as :class:`medical_diffusion.data.image_set.ImageSet`.
+
+    ``keys`` are hashes of contents, equal for equal images.
+    """
+
+    @property
+    def keys(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass
+class Measurement:
+    """What was measured: ``report`` is the content of ``report.json``, the rest is for pictures.
+
+    Attributes:
+        features: of the real images under "real", of each generator under its name; (N, F).
+        copies: of each generator, where training images were given.
+        calibration: of the threshold for copies.
+    """
+
+    report: dict[str, Any]
+    features: dict[str, np.ndarray]
+    copies: dict[str, CopyRate] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+
+HELD_BYTES = 1 << 28
+"""Of images of one set that stay in memory: pairs, spectra and searches want them again."""
+
+
+class _Part(Sequence[Tensor]):
+    """Some images of a set; the first ones that were read are held."""
+
+    def __init__(self, images: ReportImages, indices: Sequence[int]) -> None:
+        self.images, self.indices = images, list(indices)
+        self._held: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.images.keys[n] for n in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in self._held:
+            image = self.images[self.indices[index]]
+            if self._bytes + image.nbytes > HELD_BYTES:
+                return image
+            self._held[index] = image
+            self._bytes += image.nbytes
+        return self._held[index]
+
+
+def measure(
+    real: ReportImages,
+    generators: Mapping[str, ReportImages],
+    extractor: FeatureExtractor,
+    train: ReportImages | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> Measurement:
+    """Compute every figure; one that needs more images than there are is left out and says why.
+
+    Args:
+        real: held-out images, or a reference batch.
+        generators: synthetic images by name.
+        extractor: of features.
+        train: what the generators were trained on; without it nothing is said of copies.
+        protocol: how files became tensors, for the report.
+        cache_dir: of features.
+        seed: of all that is drawn.
+        device: of the extractor.
+        say: told what is done next.
+
+    Raises:
+        UserError: no generator; synthetic images that are the real ones.
+    """
+    if not generators:
+        raise UserError("a report needs at least one generator", "none")
+    warnings = _same_images(real, generators, train)
+    held = {name: _Part(images, range(len(images))) for name, images in generators.items()}
+    full_protocol = {
+        "images": dict(protocol or {}),
+        "extractor": extractor.protocol,
+        "seed": seed,
+        "medical_diffusion": version("medical_diffusion"),
+    }
+    common = {"seed": seed, "extractor": extractor.name}
+    report: dict[str, Any] = {
+        "protocol": full_protocol,
+        "protocol_hash": content_hash(full_protocol),
+        "real": {"images": len(real), "relation": relation(real, train)},
+        "warnings": warnings,
+        "generators": {},
+        "comparisons": [],
+    }
+    say("features")
+    features = {"real": extract_features(real, extractor, cache_dir, device=device, description="Features, real")}
+    for name, images in held.items():
+        features[name] = extract_features(images, extractor, cache_dir, device=device, description=f"Features, {name}")
+    say("real against real")
+    report["floor"] = floor_figures(features["real"], **common)
+    diversity = _tried_diversity(_Part(real, range(len(real))), seed)
+    report["ms_ssim_real"] = diversity[1]
+    sharpness = _energies(real)
+    measurement = Measurement(report, features)
+    search = _calibrate(measurement, real, train, seed, say) if train is not None else None
+    for name, images in held.items():
+        say(f"figures of {name}")
+        figures = distance_figures(features["real"], features[name], **common)
+        synthetic, figures["ms_ssim_synthetic"] = _tried_diversity(images, seed)
+        figures["ms_ssim_real"] = report["ms_ssim_real"]
+        if synthetic is not None and diversity[0] is not None:
+            figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
+        figures["high_frequency_ratio"] = _sharpness(_energies(images), sharpness, seed)
+        entry: dict[str, Any] = {"images": len(images), "figures": figures}
+        figures["copy_rate"] = _copies(measurement, name, images, train, search, entry, seed)
+        report["generators"][name] = entry
+    say("comparisons")
+    for a, b in itertools.combinations(generators, 2):
+        p: dict[str, Any] = {"generators": [a, b]}
+        for key, test in (("p_fid", permutation_test_fid), ("p_kid", permutation_test_kid)):
+            try:
+                p[key] = test(features["real"], features[a], features[b], seed=seed)
+            except UserError as error:
+                p[key], p["reason"] = None, str(error)
+        report["comparisons"].append(p)
+    return measurement
+
+
+def relation(real: ReportImages, train: ReportImages | None) -> str:
+    """What the real images are to the training images, by their hashes."""
+    if train is None:
+        return "not known: no training images were given"
+    shared = len(set(real.keys) & set(train.keys))
+    if shared == 0:
+        return "held out: none of the real images is a training image"
+    if shared == len(set(real.keys)):
+        return "training data: every real image is a training image (a reference batch, as in Medfusion's tables)"
+    return f"mixed: {shared} of {len(set(real.keys))} real images are training images"
+
+
+def _same_images(real: ReportImages, generators: Mapping[str, ReportImages], train: ReportImages | None) -> list[str]:
+    """Warnings of sets that share images, by hash."""
+    found = []
+    known = set(real.keys)
+    for name, images in generators.items():
+        shared = len(known & set(images.keys))
+        if shared == len(set(images.keys)):
+            raise UserError(
+                "synthetic images must not be the real ones",
+                f"every image of {name} is, byte by byte, one of the real images",
+                "Give the folder of the samples",
+            )
+        if shared:
+            found.append(f"{shared} images of {name} are, byte by byte, real images.")
+        if train is not None and set(train.keys) & set(images.keys):
+            found.append(
+                f"{len(set(train.keys) & set(images.keys))} images of {name} are training images, byte by byte."
+            )
+    for first, second in itertools.combinations(generators, 2):
+        if set(generators[first].keys) == set(generators[second].keys):
+            found.append(f"{first} and {second} are the same images.")
+    if train is not None and 0 < len(known & set(train.keys)) < len(known):
+        found.append(f"The test overlaps the training images: {relation(real, train)}.")
+    return found
+
+
+def _calibrate(
+    measurement: Measurement,
+    real: ReportImages,
+    train: ReportImages,
+    seed: int,
+    say: Callable[[str], None],
+) -> CopySearch | None:
+    say("search for copies of training images")
+    known = set(train.keys)
+    held_out = _Part(real, [n for n, key in enumerate(real.keys) if key not in known])
+    training = _Part(train, range(len(train)))
+    try:
+        search = CopySearch(training)
+        calibration = calibrate(search, training, held_out if len(held_out) >= FEWEST_STRANGERS else None, seed)
+    except UserError as error:
+        measurement.report["memorisation"] = {"reason": str(error)}
+        return None
+    low, high = calibration.false_alarm_interval
+    measurement.calibration = calibration
+    measurement.report["memorisation"] = {
+        "training_images": len(train),
+        "threshold": calibration.threshold,
+        "false_alarm_rate_of_threshold": calibration.false_alarm_rate,
+        "false_alarms": figure(
+            calibration.false_alarms / calibration.strangers, low, high, n=calibration.strangers, seed=seed
+        ),
+        "strangers": calibration.source,
+        "sensitivity_to_planted_copies": calibration.sensitivity,
+        "auroc_planted_copies": calibration.auroc,
+    }
+    return search
+
+
+def _copies(
+    measurement: Measurement,
+    name: str,
+    images: _Part,
+    train: ReportImages | None,
+    search: CopySearch | None,
+    entry: dict[str, Any],
+    seed: int,
+) -> Figure:
+    if train is None:
+        entry["verdict"] = "Memorisation was not examined: no training images were given."
+        return absent("no training images were given (--train)")
+    if search is None or measurement.calibration is None:
+        reason = measurement.report["memorisation"]["reason"]
+        entry["verdict"] = f"Memorisation was not examined: {reason}"
+        return absent(reason)
+    copies = copy_rate(images, search, measurement.calibration)
+    measurement.copies[name] = copies
+    flagged, count = int(copies.flagged.sum()), len(copies.flagged)
+    entry["flagged"] = flagged
+    expected = 100 * measurement.calibration.false_alarm_rate
+    entry["verdict"] = (
+        f"{flagged} of {count} samples are nearer to a training image than {100 - expected:g} % of strangers are: "
+        f"copy rate {100 * copies.rate:.2f} % (95 % interval {100 * copies.low:.2f} to {100 * copies.high:.2f} %)."
+    )
+    return figure(copies.rate, copies.low, copies.high, n=count, seed=seed, flagged=flagged)
+
+
+def _tried_diversity(images: Sequence[Tensor], seed: int) -> tuple[Any, Figure]:
+    try:
+        interval = ms_ssim_diversity(images, seed=seed)
+    except UserError as error:
+        return None, absent(error, seed=seed)
+    return interval, of_interval(interval, seed=seed)
+
+
+def _energies(images: ReportImages) -> np.ndarray:
+    """High-frequency energy of each image."""
+    return np.array([float(high_frequency_energy(images[n][None])) for n in range(len(images))])
+
+
+def _sharpness(synthetic: np.ndarray, real: np.ndarray, seed: int) -> Figure:
+    if real.mean() <= 0:
+        return absent("the real images have no fine detail at all")
+    return of_interval(bootstrap_interval(synthetic / real.mean(), seed=seed), seed=seed)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from medical_diffusion.__main__ import main
+from medical_diffusion.cli.evaluate import named_folders
+from medical_diffusion.errors import UserError
+
+
+def smooth(count: int, seed: int, size: tuple[int, int] = (32, 28)) -> np.ndarray:
+    """Strangers around one mean, bytes (N, H, W)."""
+    common = np.random.default_rng(99).normal(size=size)
+    noise = np.random.default_rng(seed).normal(size=(count, *size)) + 2 * common
+    filtered = gaussian_filter(noise, (0, 1.2, 1.2))
+    return np.clip(127 + 90 * filtered, 0, 255).astype(np.uint8)
+
+
+def write(folder: Path, images: np.ndarray) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{n:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    training = smooth(40, 0)
+    write(root / "train", training)
+    write(root / "real", smooth(24, 1))
+    write(root / "honest", smooth(16, 2))
+    noise = np.random.default_rng(5).normal(0, 8, (4, 32, 28))
+    copies = np.clip(training[:4, :, ::-1] + noise, 0, 255).astype(np.uint8)
+    write(root / "copying", np.concatenate([smooth(12, 3), copies]))
+    return root
+
+
+def evaluate(*words: object) -> int:
+    return main(["evaluate", *map(str, words)])
+
+
+def test_a_report_is_complete_and_the_gate_fires(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--real", folders / "real", "--synthetic", folders / "honest", "--synthetic", f"bad={folders / 'copying'}"]
+    words += ["--train", folders / "train", "--output", tmp_path, "--fail-if-memorised", 0.01]
+    assert evaluate(*words) == 1
+    told = capsys.readouterr().err
+    assert "memorised: bad: " in told
+    assert "memorised: honest" not in told
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["real"]["relation"].startswith("held out")
+    for name in ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim_synthetic", "ms_ssim_real"):
+        entry = report["generators"]["honest"]["figures"][name]
+        assert entry["value"] is not None
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert {"n", "seed"} <= set(entry)
+    assert report["generators"]["honest"]["figures"]["copy_rate"]["value"] == 0
+    bad = report["generators"]["bad"]
+    assert bad["flagged"] == 4
+    assert sorted(p["training_image"] for p in bad["nearest"] if p["copy"]) == [0, 1, 2, 3]
+    assert len(report["protocol_hash"]) == 64
+    assert report["comparisons"][0]["generators"] == ["honest", "bad"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert "http" not in page
+    assert "untrained network" in page
+    table = (tmp_path / "figures.csv").read_text().splitlines()
+    assert any(line.startswith("bad,copy_rate,") for line in table)
+    assert "| fid |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "nearest_bad.png").is_file()
+
+
+def test_a_second_run_extracts_nothing_and_gives_the_same_figures(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path]
+    assert evaluate(*words) == 0
+    first = (tmp_path / "report.json").read_text()
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("extracted again")
+
+    monkeypatch.setattr("medical_diffusion.evaluation.features.random_network.RandomNetwork.features", refuse)
+    assert evaluate(*words) == 0
+    assert (tmp_path / "report.json").read_text() == first
+    report = json.loads(first)
+    assert "no training images were given" in report["generators"]["honest"]["figures"]["copy_rate"]["reason"]
+
+
+def test_few_images_leave_figures_out_and_overlaps_are_told(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write(tmp_path / "few", smooth(3, 2))
+    (few / "broken.png").write_text("no picture")
+    write(few, np.full((1, 32, 28), 7, np.uint8))
+    mixed = write(tmp_path / "mixed", np.concatenate([smooth(5, 4), smooth(40, 0)[:2]]))
+    words = ["--real", mixed, "--synthetic", few, "--train", folders / "train", "--output", tmp_path / "out"]
+    assert evaluate(*words) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    figures = report["generators"]["few"]["figures"]
+    assert figures["precision"]["value"] is None
+    assert "images" in figures["precision"]["reason"]
+    assert report["real"]["relation"] == "mixed: 2 of 7 real images are training images"
+    assert any("overlaps" in warning for warning in report["warnings"])
+    assert report["constant"]["few"] == ["000.png"]
+    assert "broken.png" in report["unreadable"]["few"][0]
+    assert "left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--synthetic", "same=real"], "synthetic images must not be the real ones"),
+        (["--synthetic", "honest", "--synthetic", "honest"], "generators need different names"),
+        (["--synthetic", "honest", "--features", "incepton"], "Did you mean inception"),
+        (["--synthetic", "honest", "--features", "medicalnet"], "medicalnet|MedicalNet"),
+        (["--synthetic", "honest", "--fail-if-memorised", "0.01"], "needs the training images"),
+        (["--synthetic", "honest", "--fail-if-memorised", "1"], r"must be a rate in \[0, 1\)"),
+        (["--synthetic", "missing"], "must be an existing folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    folders: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folders)
+    assert evaluate("--real", "real", *words, "--output", tmp_path) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_that_can_not_be_written_is_named_first(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert evaluate("--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path / "file") == 1
+    assert "output folder must be writable" in capsys.readouterr().err
+
+
+def test_names_of_generators(tmp_path: Path) -> None:
+    assert named_folders(["a/b", "x=c/d"]) == {"b": "a/b", "x": "c/d"}
+    with pytest.raises(UserError, match="different names"):
+        named_folders(["real=a"])
