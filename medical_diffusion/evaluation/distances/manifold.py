@@ -99,7 +99,7 @@ def _squared_radii(x: Tensor, k: int, chunk_size: int) -> Tensor:
             if rows == columns:
                 distances.fill_diagonal_(torch.inf)
             else:
-                nearest[columns] = _smallest(nearest[columns], distances.T, k)
+                nearest[columns] = _smallest(nearest[columns], distances.T.contiguous(), k)
             nearest[rows] = _smallest(nearest[rows], distances, k)
     return nearest[:, -1]
 

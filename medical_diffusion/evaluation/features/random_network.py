@@ -18,6 +18,7 @@ machine has the same; their hash stands in the protocol.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class RandomNetwork(FeatureExtractor):
             u1 = _convolve(x, self.first).abs()
             u2 = _convolve(_halve(u1), self.second)
             found += [_log_energy(u1), _log_energy(u2)]
-            found.append((_grid_means(u1[:, :LOCAL_FILTERS], LOCAL_GRID) + FLOOR).log())
+            found.append(_log_level(_grid_means(u1[:, :LOCAL_FILTERS], LOCAL_GRID) + FLOOR))
             if scale < SCALES - 1:
                 x = _halve(x)
         return torch.cat(found, dim=1)
@@ -102,7 +103,12 @@ def _halve(x: Tensor) -> Tensor:
 
 def _log_energy(x: Tensor) -> Tensor:
     """Logarithm of the root mean square over positions, (B, C)."""
-    return (x.square().flatten(2).mean(2) + FLOOR**2).log() / 2
+    return _log_level((x.square().flatten(2).mean(2) + FLOOR**2).sqrt())
+
+
+def _log_level(x: Tensor) -> Tensor:
+    """Logarithm, 0 in the middle between ``FLOOR`` and 1: KID's kernel knows where 0 is."""
+    return x.log() - math.log(FLOOR) / 2
 
 
 def _grid_means(x: Tensor, cells: int) -> Tensor:
