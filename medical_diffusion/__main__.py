@@ -1,4 +1,4 @@
-"""``python -m medical_diffusion {bundle,data,evaluate,study} ...``; ``python -m monai.bundle run`` trains and samples."""
+"""``python -m medical_diffusion {bundle,data,evaluate,study} ...``; ``monai.bundle run`` trains and samples."""
 
 from __future__ import annotations
 
