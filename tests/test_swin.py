@@ -20,7 +20,7 @@ def test_weights_and_numbers_are_monais(image_size: tuple[int, int, int], dims: 
     x = torch.randn(1, 2, *image_size)
     with torch.no_grad():
         expected = theirs(x) if dims == 3 else theirs(x[..., 0])[..., None]
-        torch.testing.assert_close(ours(x), expected, rtol=0, atol=0)
+        torch.testing.assert_close(ours(x), expected, rtol=0, atol=1e-5)  # sums in another order
 
 
 @pytest.mark.parametrize(
