@@ -116,6 +116,8 @@ class ImageSet(Sequence[Tensor]):
         self.is_planar = shapes[0][2] == 1
         self._channels, self._scaling = channels, _scaling(intensity, window, self.is_planar)
         self._crop = _size(crop_size, self.is_planar, "crop_size", least=0)
+        # one for all images: it says once that some are padded
+        self._cropping = CenterCropOrPadd("image", self._crop, "minimum") if self._crop is not None else None
         self._resize = _size(image_size, self.is_planar, "image_size")
         self.channels = channels or _agreed(
             self.folder, colours, "number of channels", "Pass channels 1 or 3 to convert them"
@@ -231,8 +233,8 @@ class ImageSet(Sequence[Tensor]):
             raise UserError("voxels must be finite", str(file.path), "Replace NaN and infinite values, or remove it")
         if not self.is_planar:
             image = Orientation(axcodes="RAS", labels=None)(image)
-        if self._crop is not None:
-            image = CenterCropOrPadd("image", self._crop, "minimum")({"image": image})["image"]
+        if self._cropping is not None:
+            image = self._cropping({"image": image})["image"]
         image = resize_volume(image, self.size)
         if tuple(image.shape[1:]) != self.size:
             raise UserError(f"images must have the size {self.size}", f"{file.path} of {tuple(image.shape[1:])}")
