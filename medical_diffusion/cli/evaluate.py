@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medical_diffusion.cli import GROUPS
-from medical_diffusion.errors import UserError
+from medical_diffusion.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from medical_diffusion.data.image_set import ImageSet
+    from medical_diffusion.evaluation.report.utility import Labels
 
 MEMORISED = 1
 """Exit status when more samples are copies than allowed."""
@@ -53,6 +55,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--window", metavar="V", type=float, nargs=2, help="limits in stored units, such as -1000 1000 for CT")
     add("--channels", type=int, choices=(1, 3), help="convert to grey (1) or RGB (3)")
     add("--max_images", metavar="N", type=int, help="of each set at most, drawn at random; all training images count")
+    add(
+        "--labels",
+        metavar="[NAME=]folders|sidecars|FILE",
+        action="append",
+        default=[],
+        help="classes, for the utility test: the folders of the images, the JSON beside each of our samples, or a CSV "
+        "that lies in each folder; of all sets, or of one: real=, train= or a generator's name",
+    )
+    add("--utility_steps", metavar="N", type=int, help="training steps of each classifier of that test (default 400)")
     add("--cache_dir", metavar="DIR", help="features are kept there (default OUTPUT/cache)")
     add("--seed", type=int, default=0, help="of everything drawn (default 0)")
     add("--device", default="cpu", help="of the extractor (default cpu)")
@@ -82,14 +93,31 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     output = check_writable(arguments.output)
     cache = check_writable(arguments.cache_dir or output / "cache")
     folders = named_folders(arguments.synthetic)
-    real = _read(arguments, arguments.real, cache, arguments.max_images)
-    generators = {name: _read(arguments, folder, cache, arguments.max_images) for name, folder in folders.items()}
-    train = _read(arguments, arguments.train, cache, None) if arguments.train is not None else None
+    train_folder = {} if arguments.train is None else {"train": arguments.train}
+    labels = labels_of_sets(arguments.labels, ["real", *folders, *train_folder])
+    if arguments.utility_steps is not None and not labels:
+        raise UserError("--utility_steps belongs to the utility test", "no --labels", "Pass --labels")
+
+    def read(name: str, folder: str, limit: int | None) -> ImageSet:
+        return _read(arguments, folder, cache, limit, labels.get(name))
+
+    real = read("real", arguments.real, arguments.max_images)
+    generators = {name: read(name, folder, arguments.max_images) for name, folder in folders.items()}
+    train = read("train", arguments.train, None) if train_folder else None
     sets = {"real": real, **generators, **({"train": train} if train is not None else {})}
     check_alike(list(sets.values()))
     extractor = create_extractor(arguments.features, 2 if real.is_planar else 3, real.channels, arguments.weights)
     measurement = measure(
-        real, generators, extractor, train, real.protocol, cache / "features", arguments.seed, arguments.device, _say
+        real,
+        generators,
+        extractor,
+        train,
+        real.protocol,
+        cache / "features",
+        arguments.seed,
+        arguments.device,
+        _say,
+        _labels(sets, labels, arguments.utility_steps),
     )
     report = measurement.report
     report["folders"] = {name: str(images.folder) for name, images in sets.items()}
@@ -140,7 +168,38 @@ def named_folders(given: list[str]) -> dict[str, str]:
     return folders
 
 
-def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | None) -> ImageSet:
+def labels_of_sets(given: list[str], sets: list[str]) -> dict[str, str]:
+    """Where the classes of each set stand: ``WHERE`` for all sets, ``NAME=WHERE`` for one, which goes first.
+
+    Raises:
+        UserError: a name that is no set, or a set twice.
+    """
+    of_all: list[str] = []
+    of_one: dict[str, str] = {}
+    for text in given:
+        name, separator, where = text.partition("=")
+        if not separator or Path(text).exists():
+            of_all.append(text)
+        elif name not in sets:
+            remedy = did_you_mean(name, sets)
+            raise UserError("labels are given for real, train or the name of a generator", name, remedy)
+        elif name in of_one:
+            raise UserError("labels of a set are given once", f"{name} twice")
+        else:
+            of_one[name] = where
+    if len(of_all) > 1:
+        raise UserError("labels of all sets are given once", ", ".join(of_all), "Name the set: --labels NAME=FILE")
+    return {name: where for name in sets for where in [of_one.get(name, *of_all)] if where is not None}
+
+
+def _labels(sets: Mapping[str, ImageSet], where: Mapping[str, str], steps: int | None) -> Labels | None:
+    from medical_diffusion.evaluation.report.utility import STEPS, Labels
+
+    of = {name: [sets[name].class_names[n] for n in sets[name].labels] for name in where}
+    return Labels(of, STEPS if steps is None else steps) if where else None
+
+
+def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | None, labels: str | None) -> ImageSet:
     from medical_diffusion.data.image_set import ImageSet
 
     sizes = {}
@@ -152,6 +211,7 @@ def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | 
         arguments.intensity,
         arguments.window,
         channels=arguments.channels,
+        labels=labels,
         limit=limit,
         seed=arguments.seed,
         cache_dir=cache,

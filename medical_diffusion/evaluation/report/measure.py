@@ -28,6 +28,7 @@ from medical_diffusion.evaluation.report.figures import (
     floor_figures,
     of_interval,
 )
+from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
 from medical_diffusion.evaluation.spectrum import high_frequency_energy
 from medical_diffusion.files import content_hash
 
@@ -101,6 +102,7 @@ def measure(
     seed: int = 0,
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = lambda _: None,
+    labels: Labels | None = None,
 ) -> Measurement:
     """Compute every figure; one that needs more images than there are is left out and says why.
 
@@ -114,12 +116,15 @@ def measure(
         seed: of all that is drawn.
         device: of the extractor.
         say: told what is done next.
+        labels: classes of the images, for the utility test; without them it is left out.
 
     Raises:
-        UserError: no generator; synthetic images that are the real ones.
+        UserError: no generator; synthetic images that are the real ones; labels that the utility test can not use.
     """
     if not generators:
         raise UserError("a report needs at least one generator", "none")
+    if labels is not None:
+        labels.check()
     warnings = _same_images(real, generators, train)
     held = {name: _Part(images, range(len(images))) for name, images in generators.items()}
     full_protocol = {
@@ -136,6 +141,7 @@ def measure(
         "warnings": warnings,
         "generators": {},
         "comparisons": [],
+        "utility": {"reason": NOT_MEASURED},
     }
     say("features")
     features = {"real": extract_features(real, extractor, cache_dir, device=device, description="Features, real")}
@@ -159,6 +165,9 @@ def measure(
         entry: dict[str, Any] = {"images": len(images), "figures": figures}
         figures["copy_rate"] = _copies(measurement, name, images, train, search, entry, seed)
         report["generators"][name] = entry
+    if labels is not None:
+        trained = {} if train is None else {"train": train}
+        _utility(measurement, {"real": real, **trained, **held}, labels, seed, say)
     say("comparisons")
     for a, b in itertools.combinations(generators, 2):
         p: dict[str, Any] = {"generators": [a, b]}
@@ -268,6 +277,17 @@ def _copies(
         f"copy rate {100 * copies.rate:.2f} % (95 % interval {100 * copies.low:.2f} to {100 * copies.high:.2f} %)."
     )
     return figure(copies.rate, copies.low, copies.high, n=count, seed=seed, flagged=flagged)
+
+
+def _utility(
+    measurement: Measurement, images: Mapping[str, Any], labels: Labels, seed: int, say: Callable[[str], None]
+) -> None:
+    report = measurement.report
+    figures, report["utility"] = utility_figures(images, labels, seed, say)
+    learned_from_real = figures.pop("train", absent("no training images were given (--train)"))
+    report["utility"]["auroc_real"] = learned_from_real
+    for name, area in figures.items():
+        report["generators"][name]["figures"] |= {"auroc_synthetic": area, "auroc_real": learned_from_real}
 
 
 def _tried_diversity(images: Sequence[Tensor], seed: int) -> tuple[Any, Figure]:

@@ -29,6 +29,8 @@ ORDER = (
     "ms_ssim_real",
     "ms_ssim_gap",
     "high_frequency_ratio",
+    "auroc_synthetic",
+    "auroc_real",
     "copy_rate",
 )
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1080px;padding:0 1rem;color:#222}
@@ -85,6 +87,7 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
         if len(cells) != len(generators):
             continue
         floor = report["floor"].get(name) or (report["ms_ssim_real"] if name == "ms_ssim_synthetic" else None)
+        floor = report["utility"]["auroc_real"] if name == "auroc_synthetic" else floor
         rows.append([name, *map(shown, cells), shown(floor) if floor else ""])
     return rows
 
@@ -112,6 +115,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         for where, files in report.get(key, {}).items():
             if files:
                 found.append(f"{len(files)} {key} files in {where}: {', '.join(files[:5])}.")
+    found.append(utility_note(report["utility"]))
     memory = report.get("memorisation", {})
     if "threshold" in memory:
         alarms = memory["false_alarms"]
@@ -122,6 +126,17 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"found, AUROC {memory['auroc_planted_copies']:.4f}."
         )
     return found
+
+
+def utility_note(utility: Mapping[str, Any]) -> str:
+    """What the utility test was, or why there is none."""
+    if "reason" in utility:
+        return f"Utility was not measured: {utility['reason']}."
+    size = " x ".join(map(str, utility["size"]))
+    return (
+        f"Utility: AUROC of classifiers of {', '.join(utility['classes'])} on {utility['n_test']} real images that are "
+        f"no training images, after {utility['steps']} steps on {utility['n_train']} images of each set, at {size}."
+    )
 
 
 def _markdown(report: Mapping[str, Any]) -> str:
