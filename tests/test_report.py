@@ -52,11 +52,17 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert bad["flagged"] == 4
     assert sorted(p["training_image"] for p in bad["nearest"] if p["copy"]) == [0, 1, 2, 3]
     assert len(report["protocol_hash"]) == 64
-    assert report["comparisons"][0]["generators"] == ["honest", "bad"]
+    compared = report["comparisons"][0]
+    assert compared["generators"] == ["honest", "bad"]
+    assert 0 < compared["p_fid"] <= 1
+    assert 0 < compared["p_kid"] <= 1
+    assert (tmp_path / "comparisons.csv").read_text().count("honest,bad,") == 2
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 7
     assert "http" not in page
     assert "untrained network" in page
+    for text in (page, (tmp_path / "report.md").read_text()):
+        assert "Do honest and bad differ? Permutation test of FID p = " in text
     table = (tmp_path / "figures.csv").read_text().splitlines()
     assert any(line.startswith("bad,copy_rate,") for line in table)
     assert "| fid |" in (tmp_path / "report.md").read_text()

@@ -86,21 +86,27 @@ def _tried(compute: Callable[[], float]) -> Figure:
     except UserError as error:
         return absent(error)
     notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
-    return figure(value) | ({"note": "; ".join(notes)} if notes else {})
+    return _noted(figure(value), "; ".join(notes)) if notes else figure(value)
 
 
 def _with_interval(
     statistic: Statistic, spread: Statistic, real: np.ndarray, synthetic: np.ndarray, seed: int
 ) -> Figure:
-    """A figure with the interval that subsets of ``spread`` tell, moved to its value."""
+    """A figure with the interval that subsets of ``spread`` tell, moved to its value; a note says why there is none."""
     entry = _tried(lambda: statistic(real, synthetic))
-    if entry["value"] is None or max(len(real), len(synthetic)) > MOST_IMAGES_WITH_INTERVAL:
+    if entry["value"] is None:
         return entry
+    if (most := max(len(real), len(synthetic))) > MOST_IMAGES_WITH_INTERVAL:
+        return _noted(entry, f"no interval: its subsets are drawn up to {MOST_IMAGES_WITH_INTERVAL} images, not {most}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             interval = subsample_interval(spread, real, synthetic, repeats=INTERVAL_REPEATS, seed=seed)
-    except UserError:
-        return entry
+    except UserError as error:
+        return _noted(entry, f"no interval: {error}")
     low, high = (entry["value"] + end - interval.value for end in (interval.low, interval.high))
     return {**entry, **{k: v for k, v in figure(0, low, high).items() if k != "value"}}
+
+
+def _noted(entry: Figure, note: str) -> Figure:
+    return {**entry, "note": "; ".join(filter(None, [entry.get("note"), note]))}

@@ -19,7 +19,7 @@ from medical_diffusion.evaluation.copies import CopySearch
 from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, Calibration, CopyRate, calibrate, copy_rate
 from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
 from medical_diffusion.evaluation.features import FeatureExtractor, extract_features
-from medical_diffusion.evaluation.permutation import permutation_test_fid, permutation_test_kid
+from medical_diffusion.evaluation.report.comparisons import compare
 from medical_diffusion.evaluation.report.figures import (
     Figure,
     absent,
@@ -169,14 +169,7 @@ def measure(
         trained = {} if train is None else {"train": train}
         _utility(measurement, {"real": real, **trained, **held}, labels, seed, say)
     say("comparisons")
-    for a, b in itertools.combinations(generators, 2):
-        p: dict[str, Any] = {"generators": [a, b]}
-        for key, test in (("p_fid", permutation_test_fid), ("p_kid", permutation_test_kid)):
-            try:
-                p[key] = test(features["real"], features[a], features[b], seed=seed)
-            except UserError as error:
-                p[key], p["reason"] = None, str(error)
-        report["comparisons"].append(p)
+    report["comparisons"] = compare(features, list(generators), seed)
     return measurement
 
 

@@ -1,11 +1,11 @@
-"""The files of a report: ``report.json``, ``report.md``, ``figures.csv``, PNGs, and ``report.html`` in one file."""
+"""The files of a report: ``report.json``, ``report.md``, CSV tables, PNGs, and ``report.html`` in one file."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def write_report(
         write_png(folder / f"{_file_name(name)}.png", picture)
     write_json(folder / "report.json", report)
     write_text(folder / "figures.csv", _csv(report))
+    if report["comparisons"]:
+        write_text(folder / "comparisons.csv", _comparisons_csv(report["comparisons"]))
     write_text(folder / "report.md", _markdown(report))
     return write_text(folder / "report.html", _html(report, pictures))
 
@@ -116,6 +118,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             if files:
                 found.append(f"{len(files)} {key} files in {where}: {', '.join(files[:5])}.")
     found.append(utility_note(report["utility"]))
+    found += _figure_notes(report["generators"])
     memory = report.get("memorisation", {})
     if "threshold" in memory:
         alarms = memory["false_alarms"]
@@ -126,6 +129,16 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"found, AUROC {memory['auroc_planted_copies']:.4f}."
         )
     return found
+
+
+def _figure_notes(generators: Mapping[str, Any]) -> list[str]:
+    """Notes of single figures, each once, with the figures that it belongs to."""
+    figures_of: dict[str, list[str]] = {}
+    for generator in generators.values():
+        for name, entry in generator["figures"].items():
+            if "note" in entry and name not in figures_of.setdefault(entry["note"], []):
+                figures_of[entry["note"]].append(name)
+    return [f"{', '.join(names)}: {note}." for note, names in figures_of.items()]
 
 
 def utility_note(utility: Mapping[str, Any]) -> str:
@@ -153,11 +166,15 @@ def _markdown(report: Mapping[str, Any]) -> str:
 
 def comparison(entry: Mapping[str, Any]) -> str:
     """The p-values of two generators as a sentence."""
-    values = ", ".join(
-        f"{name} p = {entry[key]:.3g}" if entry[key] is not None else f"{name}: {entry.get('reason')}"
-        for name, key in (("FID", "p_fid"), ("KID", "p_kid"))
-    )
-    return f"{' against '.join(entry['generators'])}, permutation test: {values}."
+    first, second = entry["generators"]
+    values = [
+        f"{name} p = {entry[f'p_{key}']:.3g} ({' and '.join(map(str, entry[f'n_{key}']))} samples)"
+        if entry[f"p_{key}"] is not None
+        else f"{name}: {entry['reason']}"
+        for name, key in (("FID", "fid"), ("KID", "kid"))
+    ]
+    several = f" One of {entry['tests']} pairs; p is not corrected for that." if entry["tests"] > 1 else ""
+    return f"Do {first} and {second} differ? Permutation test of {', '.join(values)}.{several}"
 
 
 def _csv(report: Mapping[str, Any]) -> str:
@@ -169,6 +186,16 @@ def _csv(report: Mapping[str, Any]) -> str:
     for name, figures in {**sets, "real against real": report["floor"]}.items():
         for metric, entry in figures.items():
             writer.writerow([name, metric, *[entry.get(c, "") for c in columns], report["protocol_hash"]])
+    return stream.getvalue()
+
+
+def _comparisons_csv(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["first", "second", "metric", "p", "samples_first", "samples_second", "seed"])
+    for entry in comparisons:
+        for key in ("fid", "kid"):
+            writer.writerow([*entry["generators"], key, entry[f"p_{key}"], *entry[f"n_{key}"], entry["seed"]])
     return stream.getvalue()
 
 

@@ -1,0 +1,54 @@
+"""Intervals and p-values of a report: what they see, and what is said where there are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medical_diffusion.evaluation.report import comparisons, figures
+from medical_diffusion.evaluation.report.comparisons import compare
+from medical_diffusion.evaluation.report.figures import distance_figures
+from medical_diffusion.evaluation.report.write import comparison
+
+WITH_INTERVAL = ("fid", "kid", "precision", "recall", "density", "coverage")
+
+
+def normal(count: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 1, (count, 6)).astype(np.float32)
+
+
+def test_p_is_small_where_one_generator_is_worse_and_not_where_they_are_alike() -> None:
+    features = {"real": normal(60, 0), "a": normal(50, 1), "b": normal(50, 2), "c": normal(50, 3, 0.8)}
+    found = {tuple(entry["generators"]): entry for entry in compare(features, ["a", "b", "c"])}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    for key in ("p_fid", "p_kid"):
+        assert found["a", "b"][key] > 0.05
+        assert found["a", "c"][key] < 0.01
+        assert found["b", "c"][key] < 0.01
+    assert "One of 3 pairs" in comparison(found["a", "b"])
+
+
+def test_large_sets_are_tested_in_part_and_small_ones_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparisons, "MOST_SAMPLES", {"fid": 20, "kid": 30})
+    (entry,) = compare({"real": normal(60, 0), "a": normal(50, 1), "b": normal(25, 2)}, ["a", "b"])
+    assert (entry["n_fid"], entry["n_kid"]) == ([20, 20], [30, 25])
+    assert "20 and 20 samples" in comparison(entry)
+    assert "pairs" not in comparison(entry)
+    (entry,) = compare({"real": normal(60, 0), "a": normal(50, 1), "b": normal(1, 2)}, ["a", "b"])
+    assert entry["p_fid"] is None
+    assert "at least 2 samples" in comparison(entry)
+
+
+def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = distance_figures(normal(40, 0), normal(30, 1), seed=0)
+    for name in WITH_INTERVAL:
+        assert entries[name]["low"] <= entries[name]["value"] <= entries[name]["high"]
+        assert "note" not in entries[name]
+    monkeypatch.setattr(figures, "MOST_IMAGES_WITH_INTERVAL", 35)
+    entries = distance_figures(normal(40, 0), normal(30, 1), seed=0)
+    for name in WITH_INTERVAL:
+        assert entries[name]["low"] is None
+        assert entries[name]["note"] == "no interval: its subsets are drawn up to 35 images, not 40"
+    few = distance_figures(normal(30, 0), normal(2, 1), seed=0)["fid"]
+    assert few["value"] is not None
+    assert "no interval: subsets must hold at least 2 images" in few["note"]
