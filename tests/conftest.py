@@ -42,3 +42,13 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} is not a folder; set MEDICAL_DIFFUSION_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished tiny run of both stages of ``lidc_ldm`` on phantoms."""
+    from bundle_runs import TINY_TRAINING, run
+
+    folder = tmp_path_factory.mktemp("trained")
+    run("train", **TINY_TRAINING, run_dir=str(folder))
+    return folder

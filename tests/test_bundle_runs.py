@@ -19,14 +19,6 @@ from medical_diffusion.files import load_tensors
 from medical_diffusion.training import StepTrainer
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished tiny run of both stages."""
-    folder = tmp_path_factory.mktemp("trained")
-    run("train", **TINY_TRAINING, run_dir=str(folder))
-    return folder
-
-
 def weights(folder: Path, stage: str) -> dict[str, Tensor]:
     return load_tensors(folder / "models" / f"{stage}.pt")["model"]
 

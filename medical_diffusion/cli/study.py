@@ -1,4 +1,4 @@
-"""``python -m medical_diffusion study {compression,label-efficiency}``."""
+"""``python -m medical_diffusion study {compression,label-efficiency,sampling-steps}``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Commands = argparse._SubParsersAction
 def add_parser(subparsers: Commands[argparse.ArgumentParser]) -> None:
     """Add the group's commands."""
     group = subparsers.add_parser("study", help=GROUPS["study"], description=GROUPS["study"].capitalize() + ".")
-    commands = group.add_subparsers(required=True, metavar="{compression,label-efficiency}")
+    commands = group.add_subparsers(required=True, metavar="{compression,label-efficiency,sampling-steps}")
     _add_compression(commands)
     _add_label_efficiency(commands)
+    _add_sampling_steps(commands)
 
 
 def _add_compression(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -79,6 +80,29 @@ def _add_label_efficiency(commands: Commands[argparse.ArgumentParser]) -> None:
     study.set_defaults(run=run_label_efficiency, options=[])  # what is left over is the bundle's
 
 
+def _add_sampling_steps(commands: Commands[argparse.ArgumentParser]) -> None:
+    study = commands.add_parser(
+        "sampling-steps",
+        help="quality of samples against steps and seconds, for several samplers of one trained run",
+        description="Draws the same seeds of one trained model with each sampler and number of steps and measures them "
+        "against real images: table and figure of KID, FID and sharpness against steps and seconds. The same command "
+        "continues an interrupted study; samples that are there are not drawn again.",
+        epilog="Any option of the bundle's inference may follow, for all arms: --device cuda --batch_size 8 ...",
+    )
+    add = study.add_argument
+    add("--bundle", metavar="NAME_OR_PATH", default="lidc_ldm", help="bundle (default lidc_ldm)")
+    add("--run_dir", metavar="DIR", required=True, help="of the trained run")
+    add("--dataset_dir", metavar="DIR", help="what the run was trained on, if inference asks for it")
+    add("--real", metavar="DIR", required=True, help="real images, held out; prepared as in training")
+    add("--samplers", metavar="NAME", nargs="+", default=["ddpm", "ddim", "dpmpp"], help="default ddpm ddim dpmpp")
+    add("--steps", metavar="N", type=int, nargs="+", default=[10, 20, 50, 100], help="default 10 20 50 100")
+    add("--num_samples", metavar="N", type=int, default=50, help="of each sampler and number of steps (default 50)")
+    add("--features", metavar="random|inception|medicalnet|FILE", default="random", help="extractor (default random)")
+    add("--weights", metavar="FILE", help="published weights of inception or medicalnet")
+    add("--output", metavar="DIR", default="sampling_steps_study", help="folder of the study")
+    study.set_defaults(run=run_sampling_steps, options=[])  # what is left over is the bundle's
+
+
 def run_compression(arguments: argparse.Namespace) -> None:
     """Run the study."""
     from medical_diffusion.cli.bundle import find_bundle
@@ -109,6 +133,29 @@ def run_label_efficiency(arguments: argparse.Namespace) -> None:
         arguments.dataset_dir,
         options,
         arguments.keep_weights,
+    )
+    print(table.read_text(encoding="utf-8"))
+
+
+def run_sampling_steps(arguments: argparse.Namespace) -> None:
+    """Run the study."""
+    from medical_diffusion.cli.bundle import find_bundle
+    from medical_diffusion.studies.sampling_steps import run_sampling_study
+
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+    options = bundle_options(arguments.options)
+    table = run_sampling_study(
+        find_bundle(arguments.bundle),
+        arguments.run_dir,
+        arguments.real,
+        arguments.output,
+        arguments.samplers,
+        arguments.steps,
+        arguments.num_samples,
+        arguments.features,
+        arguments.weights,
+        arguments.dataset_dir,
+        options,
     )
     print(table.read_text(encoding="utf-8"))
 

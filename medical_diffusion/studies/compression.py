@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigWorkflow
 
-from medical_diffusion.errors import UserError, find_user_error
+from medical_diffusion.errors import UserError
 from medical_diffusion.files import check_writable, write_text
 from medical_diffusion.pictures import picture_of, planes, to_grey, volume_grid, write_png
+from medical_diffusion.studies.workflows import open_workflow, plain_errors
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +66,11 @@ def _run_arm(
 ) -> tuple[dict[str, Any], list[np.ndarray], list[np.ndarray]]:
     """Train (or find) one arm; returns its report, held-out volumes and their reconstructions."""
     logger.info("compression %d", compression)
-    try:
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / "train_autoencoder.json"),
-            workflow_type="train",
-            logging_file=False,
-            **{**options, "compression": compression, "run_dir": str(folder)},
-        )
-        workflow.initialize()
+    workflow = open_workflow(
+        bundle, "train_autoencoder", "train", {**options, "compression": compression, "run_dir": str(folder)}
+    )
+    with plain_errors():
         workflow.run()
-    except RuntimeError as error:
-        user_error = find_user_error(error)
-        raise (user_error or error) from error
     evaluator = workflow.parser.get_parsed_content("autoencoder#evaluator")
     report = evaluator.run()
     count = min(PICTURED, len(evaluator.dataset))

@@ -38,6 +38,22 @@ def centred_affine(size: Sequence[int], spacing: Sequence[float], orientation: s
     return affine
 
 
+def intensity_of_samples(
+    planar: bool, intensity: str, window: Sequence[float]
+) -> tuple[str, tuple[float, float] | None]:
+    """How written samples are brought back to [-1, 1]: ``intensity`` and ``window`` of ``data.image_set.ImageSet``.
+
+    Args:
+        planar: images (depth 1) use the whole range of their type.
+        intensity: of the run; "window" writes stored units, others relative values of 0 to 1.
+        window: of the run.
+    """
+    if planar:
+        return "stored", None
+    low, high = window if intensity == "window" else (0.0, 1.0)
+    return "window", (float(low), float(high))
+
+
 class SampleWriter:
     """Writes ``sample_<seed>.nii.gz`` (or ``.png``) and ``sample_<seed>.json``.
 

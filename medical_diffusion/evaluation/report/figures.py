@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.evaluation.bootstrap import Interval
+from medical_diffusion.evaluation.bootstrap import Interval, bootstrap_interval
 from medical_diffusion.evaluation.distances import fid, fid_infinity, kid, precision_recall_density_coverage
 from medical_diffusion.evaluation.distances.kid import mmd_squared
+from medical_diffusion.evaluation.features.extraction import Images
 from medical_diffusion.evaluation.permutation import real_floor, subsample_interval
+from medical_diffusion.evaluation.spectrum import high_frequency_energy
 
 Figure = dict[str, Any]
 Statistic = Callable[[np.ndarray, np.ndarray], float]
@@ -72,6 +74,18 @@ def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
         except UserError as error:
             figures[name] = absent(error, **more)
     return figures
+
+
+def energies(images: Images) -> np.ndarray:
+    """High-frequency energy of each image (C, H, W, D), (N,)."""
+    return np.array([float(high_frequency_energy(images[n][None])) for n in range(len(images))])
+
+
+def sharpness_figure(synthetic: np.ndarray, real: np.ndarray, seed: int) -> Figure:
+    """Mean energy of synthetic images by that of real ones; the interval is of the synthetic ones."""
+    if real.mean() <= 0:
+        return absent("the real images have no fine detail at all")
+    return of_interval(bootstrap_interval(synthetic / real.mean(), seed=seed), seed=seed)
 
 
 def _manifold(name: str) -> Statistic:

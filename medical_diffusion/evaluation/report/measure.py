@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.evaluation.bootstrap import bootstrap_interval
 from medical_diffusion.evaluation.copies import CopySearch
 from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, Calibration, CopyRate, calibrate, copy_rate
 from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
@@ -24,12 +23,13 @@ from medical_diffusion.evaluation.report.figures import (
     Figure,
     absent,
     distance_figures,
+    energies,
     figure,
     floor_figures,
     of_interval,
+    sharpness_figure,
 )
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
-from medical_diffusion.evaluation.spectrum import high_frequency_energy
 from medical_diffusion.files import content_hash
 
 
@@ -151,7 +151,7 @@ def measure(
     report["floor"] = floor_figures(features["real"], **common)
     diversity = _tried_diversity(_Part(real, range(len(real))), seed)
     report["ms_ssim_real"] = diversity[1]
-    sharpness = _energies(real)
+    real_energies = energies(real)
     measurement = Measurement(report, features)
     search = _calibrate(measurement, real, train, seed, say) if train is not None else None
     for name, images in held.items():
@@ -161,7 +161,7 @@ def measure(
         figures["ms_ssim_real"] = report["ms_ssim_real"]
         if synthetic is not None and diversity[0] is not None:
             figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
-        figures["high_frequency_ratio"] = _sharpness(_energies(images), sharpness, seed)
+        figures["high_frequency_ratio"] = sharpness_figure(energies(images), real_energies, seed)
         entry: dict[str, Any] = {"images": len(images), "figures": figures}
         figures["copy_rate"] = _copies(measurement, name, images, train, search, entry, seed)
         report["generators"][name] = entry
@@ -289,14 +289,3 @@ def _tried_diversity(images: Sequence[Tensor], seed: int) -> tuple[Any, Figure]:
     except UserError as error:
         return None, absent(error, seed=seed)
     return interval, of_interval(interval, seed=seed)
-
-
-def _energies(images: ReportImages) -> np.ndarray:
-    """High-frequency energy of each image."""
-    return np.array([float(high_frequency_energy(images[n][None])) for n in range(len(images))])
-
-
-def _sharpness(synthetic: np.ndarray, real: np.ndarray, seed: int) -> Figure:
-    if real.mean() <= 0:
-        return absent("the real images have no fine detail at all")
-    return of_interval(bootstrap_interval(synthetic / real.mean(), seed=seed), seed=seed)

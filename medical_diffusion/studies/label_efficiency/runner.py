@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from monai.bundle import ConfigWorkflow
 
-from medical_diffusion.errors import UserError, find_user_error
+from medical_diffusion.errors import UserError
+from medical_diffusion.studies.workflows import free_memory, open_workflow, plain_errors
 
 REPORT = Path("reports") / "segmentation.json"
 STAGES = {"train": "train", "evaluate": "infer"}
@@ -62,7 +60,7 @@ class BundleRunner:
     def check(self, options: Mapping[str, Any]) -> None:
         """Initialise the training, which reads headers and weights, and leave it at that."""
         self._workflow("train", options)
-        _free_memory()
+        free_memory()
 
     def run(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Train (or go on, or find it finished), evaluate, and read the report."""
@@ -70,11 +68,11 @@ class BundleRunner:
         report.unlink(missing_ok=True)  # of an evaluation before more training
         for name in STAGES:
             workflow = self._workflow(name, options)
-            with _plain_errors():
+            with plain_errors():
                 workflow.run()
                 workflow.finalize()
             del workflow
-            _free_memory()
+            free_memory()
         content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return content
 
@@ -82,15 +80,7 @@ class BundleRunner:
         return self.bundle / "configs" / f"{name}.json"
 
     def _workflow(self, name: str, options: Mapping[str, Any]) -> ConfigWorkflow:
-        with _plain_errors():
-            workflow = ConfigWorkflow(
-                config_file=str(self._config(name)),
-                workflow_type=STAGES[name],
-                logging_file=False,
-                **self._options_of(name, options),
-            )
-            workflow.initialize()
-        return workflow
+        return open_workflow(self.bundle, name, STAGES[name], self._options_of(name, options))
 
     def _options_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """What concerns one configuration; training gets what concerns none, and refuses it by name."""
@@ -102,19 +92,3 @@ class BundleRunner:
             for key, value in given.items()
             if items[key] in self._keys[name] or (name == "train" and items[key] not in known)
         }
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """MONAI wraps what an expression raises; a user's error comes out as it was."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise (find_user_error(error) or error) from error
-
-
-def _free_memory() -> None:
-    """Networks and optimisers hang in reference cycles of the engine."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
