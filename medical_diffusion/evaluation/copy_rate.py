@@ -8,14 +8,16 @@ which must not raise the threshold. So it is set by the median m and the ninth d
 
 where the second term makes up for what n strangers leave uncertain (a tolerance bound with 95 % confidence),
 for a false-alarm rate ``a``: the lowest of ``FALSE_ALARM_RATES`` at which at least ``SENSITIVITY`` of planted copies
-(training images flipped, shifted by 2 voxels, with 5 % noise) are still found. False alarms are counted on the
-strangers, each half with the threshold of the other. The copy rate leaves out what false alarms explain:
-
-    copy_rate = max(0, (flagged / n - a) / (1 - a))        with the interval of Clopper and Pearson (1934)
+(training images flipped, shifted by 2 voxels, with 5 % noise) are still found. Where more than a tenth of the strangers
+have a relative among the training images, q is no longer a stranger's: then the distance m - q' to the first decile
+takes the place of q - m where it is smaller. If planted copies are missed still, there is no verdict. False alarms are
+counted on the strangers, each half with the threshold of the other. The copy rate is the share of flagged samples with
+the interval of Clopper and Pearson (1934); false alarms are not subtracted, so it errs on the side of the patients.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ from medical_diffusion.evaluation.copies import SHIFT, CopySearch, Matches
 
 FALSE_ALARM_RATES = (0.001, 0.01)
 SENSITIVITY = 0.99
+LEAST_SENSITIVITY = 0.9
+"""Below this share of planted copies found, a rate of zero would say nothing."""
 MAX_STRANGERS = 500
 PLANTED = 60
 PLANTED_NOISE = 0.1
@@ -101,7 +105,7 @@ def calibrate(
         seed: of the images that are drawn.
 
     Raises:
-        UserError: fewer than 10 strangers.
+        UserError: fewer than 10 strangers; or planted copies are missed, so that no verdict is possible.
     """
     generator = np.random.default_rng(seed)
     source = training if held_out is None else held_out
@@ -114,16 +118,23 @@ def calibrate(
     scores = search.search(_Chosen(source, chosen), exclude, label).scores
     planted = _Planted(training, np.sort(generator.permutation(len(training))[:PLANTED]).tolist(), seed)
     found = search.search(planted, label="Planted copies" if progress else "").scores
-    for rate in FALSE_ALARM_RATES:
-        threshold = stranger_threshold(scores, rate)
+    name = "training images, each compared with the others" if held_out is None else "held-out real images"
+    for related, rate in itertools.product((False, True), FALSE_ALARM_RATES):
+        threshold = stranger_threshold(scores, rate, related)
         sensitivity = float((found > threshold).float().mean())
         if sensitivity >= SENSITIVITY:
             break
+    if sensitivity < LEAST_SENSITIVITY:
+        raise UserError(
+            f"at least {100 * LEAST_SENSITIVITY:.0f} % of planted copies must be found before a verdict on memorisation",
+            f"{100 * sensitivity:.0f} %, strangers being {name}",
+            "Remove images of the same patients from the held-out and the training images, and duplicates among them",
+        )
     halves = generator.permutation(len(scores))
     parts = [torch.from_numpy(halves[::2].copy()), torch.from_numpy(halves[1::2].copy())]
-    alarms = sum(int((scores[a] > stranger_threshold(scores[b], rate)).sum()) for a, b in (parts, parts[::-1]))
+    thresholds = [stranger_threshold(scores[part], rate, related) for part in parts]
+    alarms = sum(int((scores[part] > limit).sum()) for part, limit in zip(parts, thresholds[::-1], strict=True))
     above = (found[:, None] > scores).float() + 0.5 * (found[:, None] == scores).float()
-    name = "training images, each compared with the others" if held_out is None else "held-out real images"
     return Calibration(threshold, rate, alarms, len(scores), sensitivity, float(above.mean()), name, scores)
 
 
@@ -141,18 +152,23 @@ def copy_rate(
     """
     matches = search.search(samples, label="Samples" if progress else "")
     flagged = matches.scores > calibration.threshold
-    a = calibration.false_alarm_rate
     low, high = clopper_pearson(int(flagged.sum()), len(flagged))
-    rate, low, high = (max(0.0, (x - a) / (1 - a)) for x in (float(flagged.float().mean()), low, high))
-    return CopyRate(matches, flagged, rate, low, high, calibration)
+    return CopyRate(matches, flagged, float(flagged.float().mean()), low, high, calibration)
 
 
-def stranger_threshold(scores: Tensor, false_alarm_rate: float) -> float:
-    """Score that a stranger exceeds with at most the given probability; see the module's first lines."""
+def stranger_threshold(scores: Tensor, false_alarm_rate: float, related: bool = False) -> float:
+    """Score that a stranger exceeds with at most the given probability; see the module's first lines.
+
+    Args:
+        scores: of strangers, ``(n,)``.
+        false_alarm_rate: in (0, 0.5).
+        related: some may have relatives among the training images, so the smaller of both sides is the spread.
+    """
     z = float(norm.ppf(1 - false_alarm_rate))
     z += float(norm.ppf(0.95)) * math.sqrt((1 + z * z) / len(scores))
-    middle, high = (float(scores.double().quantile(q)) for q in (0.5, 0.9))
-    return middle + z / float(norm.ppf(0.9)) * max(high - middle, 1e-6)
+    low, middle, high = (float(scores.double().quantile(q)) for q in (0.1, 0.5, 0.9))
+    spread = min(high - middle, middle - low) if related else high - middle
+    return middle + z / float(norm.ppf(0.9)) * max(spread, 1e-6)
 
 
 def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
