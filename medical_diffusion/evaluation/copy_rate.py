@@ -126,7 +126,7 @@ def calibrate(
             break
     if sensitivity < LEAST_SENSITIVITY:
         raise UserError(
-            f"at least {100 * LEAST_SENSITIVITY:.0f} % of planted copies must be found before a verdict on memorisation",
+            f"at least {100 * LEAST_SENSITIVITY:.0f} % of planted copies must be found before a verdict on copies",
             f"{100 * sensitivity:.0f} %, strangers being {name}",
             "Remove images of the same patients from the held-out and the training images, and duplicates among them",
         )
