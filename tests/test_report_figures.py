@@ -44,6 +44,11 @@ def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     for name in WITH_INTERVAL:
         assert entries[name]["low"] <= entries[name]["value"] <= entries[name]["high"]
         assert "note" not in entries[name]
+    floor = figures.floor_figures(normal(40, 0), seed=0)
+    for name in ("precision", "recall", "coverage"):
+        assert entries[name]["low"] >= 0
+        assert entries[name]["high"] <= 1
+        assert floor[name]["high"] <= 1
     monkeypatch.setattr(figures, "MOST_IMAGES_WITH_INTERVAL", 35)
     entries = distance_figures(normal(40, 0), normal(30, 1), seed=0)
     for name in WITH_INTERVAL:

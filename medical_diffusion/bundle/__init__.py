@@ -31,6 +31,7 @@ _HOMES = {
     ),
     ".previews": ("sample_picture", "write_preview", "write_sample_preview"),
     ".reconstruction": ("NoiseEvaluation", "ReconstructionEvaluation"),
+    ".sample_evaluation": ("SampleEvaluation",),
     ".segmentation.data": ("SegmentationData", "augmented_axes", "inherited", "trained_classes"),
     ".segmentation.messages": (
         "announce_comparison",

@@ -20,7 +20,8 @@ from medical_diffusion.evaluation.spectrum import high_frequency_energy
 Figure = dict[str, Any]
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
-MANIFOLD = ("precision", "recall", "density", "coverage")
+MANIFOLD = {"precision": 1.0, "recall": 1.0, "density": math.inf, "coverage": 1.0}
+"""Names, with the largest value; the least is 0."""
 INTERVAL_REPEATS = 30
 MOST_IMAGES_WITH_INTERVAL = 2000
 """Above it thirty subsets take longer than the figure is worth."""
@@ -58,7 +59,7 @@ def distance_figures(real: np.ndarray, synthetic: np.ndarray, **more: Any) -> di
     }
     for name in MANIFOLD:
         statistic = _manifold(name)
-        figures[name] = _with_interval(statistic, statistic, real, synthetic, seed)
+        figures[name] = _within(_with_interval(statistic, statistic, real, synthetic, seed), MANIFOLD[name])
     return {name: {**entry, **counts, **more} for name, entry in figures.items()}
 
 
@@ -70,7 +71,8 @@ def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 floor = real_floor(statistic, real, seed=more["seed"])
-            figures[name] = figure(floor.mean, floor.mean - floor.std, floor.mean + floor.std, n=floor.n, **more)
+            entry = figure(floor.mean, floor.mean - floor.std, floor.mean + floor.std, n=floor.n, **more)
+            figures[name] = _within(entry, MANIFOLD[name]) if name in MANIFOLD else entry
         except UserError as error:
             figures[name] = absent(error, **more)
     return figures
@@ -120,6 +122,12 @@ def _with_interval(
         return _noted(entry, f"no interval: {error}")
     low, high = (entry["value"] + end - interval.value for end in (interval.low, interval.high))
     return {**entry, **{k: v for k, v in figure(0, low, high).items() if k != "value"}}
+
+
+def _within(entry: Figure, most: float) -> Figure:
+    """An interval that is moved or symmetric may leave the range that the figure can take."""
+    ends = {end: entry[end] for end in ("low", "high") if entry[end] is not None}
+    return {**entry, **{end: min(max(value, 0.0), most) for end, value in ends.items()}}
 
 
 def _noted(entry: Figure, note: str) -> Figure:
