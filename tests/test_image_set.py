@@ -10,6 +10,7 @@ from data_files import voxels, write_nifti
 from image_files import pixels, write_picture
 
 from medical_diffusion.data.image_set import ImageSet, check_alike
+from medical_diffusion.data.reading.reader import load_volume
 from medical_diffusion.errors import UserError
 
 
@@ -108,7 +109,7 @@ def test_what_was_read_without_fault_is_not_read_again(tmp_path: Path, monkeypat
         raise AssertionError("read again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ImageSet, "_read", refuse)
+        patched.setattr(ImageSet, "_loaded", refuse)
         second = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
     assert second.keys == first.keys
 
@@ -183,3 +184,40 @@ def test_an_empty_or_missing_folder_is_named(tmp_path: Path) -> None:
         ImageSet(tmp_path / "empty")
     with pytest.raises(UserError, match="must be an existing folder"):
         ImageSet(tmp_path / "missing")
+
+
+def test_one_image_in_two_files_has_one_key(tmp_path: Path) -> None:
+    array = pixels((5, 7), seed=3)
+    write_picture(tmp_path / "a" / "a.png", array)
+    write_picture(tmp_path / "b" / "b.tif", array)
+    assert ImageSet(tmp_path / "a").keys == ImageSet(tmp_path / "b").keys
+
+
+def test_flat_volume_files_are_read_as_looked_at(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii", voxels((8, 5, 1)))
+    images = ImageSet(tmp_path, intensity="minmax")
+    expected = load_volume(tmp_path / "a.nii", allow_planar=True)
+    assert images.size == tuple(expected.shape)
+    low, high = float(expected.min()), float(expected.max())
+    torch.testing.assert_close(images[0][0], (expected.as_tensor() - low) / (high - low) * 2 - 1)
+
+
+def test_ranges_of_each_image_are_no_common_map(tmp_path: Path) -> None:
+    for n in range(3):
+        np.save(tmp_path / f"{n}.npy", np.linspace(0, 100.0 * (n + 1), 35).reshape(5, 7))
+    with pytest.raises(UserError, match=r"one range of values.*0 to 100 and 2 others.*--intensity window"):
+        ImageSet(tmp_path, planar=True, intensity="stored")
+    assert len(ImageSet(tmp_path, planar=True, window=(0, 300))) == 3
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_picture(tmp_path / "a.png", pixels((5, 7), np.uint16) // 16)
+    with caplog.at_level("WARNING"):
+        ImageSet(tmp_path)
+    assert "of 65535 that its files could hold" in caplog.text
+
+
+def test_a_list_beside_an_image_hides_no_others(tmp_path: Path) -> None:
+    pictures(tmp_path, 3)
+    (tmp_path / "0.json").write_text("{}")
+    assert len(ImageSet(tmp_path)) == 3

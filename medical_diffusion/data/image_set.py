@@ -12,8 +12,9 @@ and ``minmax`` are each image's own, for MRI without a scale: then brightness is
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -41,18 +42,19 @@ from medical_diffusion.data.preprocessing.intensity import IntensityScaling
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
-from medical_diffusion.data.reading.formats import is_flat_format, kind_of
+from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_flat_format, kind_of
 from medical_diffusion.data.reading.headers import read_header
+from medical_diffusion.data.reading.images import read_image
 from medical_diffusion.data.reading.reader import load_volume
+from medical_diffusion.data.reading.stored_ranges import check_one_map
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, file_hash, write_json
 from medical_diffusion.shapes import per_axis
 
-logger = logging.getLogger(__name__)
-
 PERCENTILES = (0.5, 99.5)
 CLASS_FOLDERS = "folders"
 SIDECARS = "sidecars"
+SAMPLE_NAME = re.compile(r"sample_\d+\.")
 INTENSITIES = ("auto", "stored", "window", "percentile", "minmax")
 
 
@@ -149,7 +151,7 @@ class ImageSet(Sequence[Tensor]):
 
     @cached_property
     def keys(self) -> list[str]:
-        """Hash of each file's bytes and of the protocol: equal for equal images that are read alike."""
+        """Hash of each image's values as read: equal for one image in two files, even of two lossless formats."""
         return [self._key(file) for file in self.files]
 
     @property
@@ -179,11 +181,12 @@ class ImageSet(Sequence[Tensor]):
         for file in files:
             try:
                 header = read_header(file.path, file.series_uid)
+                shape = _shape_as_read(file, header)
             except UserError as error:
                 self.unreadable.append(Fault.from_error(file.path, error))
                 continue
             sound.append(file)
-            shapes.append(_ras_shape(header))
+            shapes.append(shape)
             colours.append(header.channels)
         if not sound:
             raise self._nothing()
@@ -202,40 +205,61 @@ class ImageSet(Sequence[Tensor]):
         return per_axis(_agreed(self.folder, sizes, "size", remedy), "image_size")
 
     def _check_voxels(self, cache_dir: Path | None) -> None:
-        """Read every file once; keep those that can be read, note the constant ones."""
-        record = cache_dir / "readable_files.json" if cache_dir is not None else None
-        known: dict[str, bool] = json.loads(record.read_text()) if record is not None and record.is_file() else {}
-        before, kept, keys = len(known), [], []
+        """Read every file once; keep those that can be read, note the constant ones and the range of stored values."""
+        record = cache_dir / "read_files.json" if cache_dir is not None else None
+        known: dict[str, Any] = json.loads(record.read_text()) if record is not None and record.is_file() else {}
+        before, kept, keys, stored = len(known), [], [], []
         for file in tqdm(self.files, f"Reading {self.folder.name}", unit="image", leave=False):
             try:
                 key = self._key(file)
                 if key not in known:
-                    image = self._read(file)
-                    known[key] = bool(image.max() == image.min())
+                    known[key] = self._observed(file)
             except (UserError, OSError) as error:
                 fault = Fault(file.path, "a file must be readable", str(error), "Replace or remove the file")
                 self.unreadable.append(Fault.from_error(file.path, error) if isinstance(error, UserError) else fault)
                 continue
             kept.append(file)
-            keys.append(key)
-            if known[key]:
+            keys.append(known[key]["content"])
+            if known[key]["constant"]:
                 self.constant.append(self._name(file))
+            stored.append(known[key]["stored"])
         if not kept:
             raise self._nothing()
         self.files, self.keys = kept, keys
+        if self._scaling.mode == "stored":
+            check_one_map(self.folder, stored)
         if record is not None and len(known) > before:
             write_json(record, known)
 
+    def _observed(self, file: VolumeFile) -> dict[str, Any]:
+        """What is worth knowing of an image without reading it again; ``content`` hashes its values as read."""
+        volume = self._loaded(file)
+        image = self._prepared(volume, file)
+        content = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        limits = [*volume.meta.get(STORED_RANGE, (None, None)), float(volume.max())]
+        return {
+            "constant": bool(image.max() == image.min()),
+            "content": content_hash({"image": content, "protocol": self.protocol}),
+            "stored": limits,
+        }
+
     def _read(self, file: VolumeFile) -> Tensor:
+        return self._prepared(self._loaded(file), file)
+
+    def _loaded(self, file: VolumeFile) -> MetaTensor:
         volume = load_volume(file.path, file.series_uid, True, self._channels, self._channels is not None)
         image = MetaTensor(volume.movedim(-1, 0) if volume.ndim == 4 else volume[None], meta=volume.meta)
         if not torch.isfinite(image).all():
             raise UserError("voxels must be finite", str(file.path), "Replace NaN and infinite values, or remove it")
+        return image
+
+    def _prepared(self, image: MetaTensor, file: VolumeFile) -> Tensor:
         if not self.is_planar:
             image = Orientation(axcodes="RAS", labels=None)(image)
         if self._cropping is not None:
             image = self._cropping({"image": image})["image"]
-        image = resize_volume(image, self.size)
+        if self._resize is not None:
+            image = resize_volume(image, self._resize)
         if tuple(image.shape[1:]) != self.size:
             raise UserError(f"images must have the size {self.size}", f"{file.path} of {tuple(image.shape[1:])}")
         return _scaled(image, self._scaling).as_tensor().contiguous()
@@ -292,13 +316,17 @@ def _is_planar(root: Path) -> bool:
 
 def _samples_only(volumes: list[VolumeFile]) -> list[VolumeFile]:
     """Without pictures that lie beside ``sample_<seed>`` files and are none."""
-    generated = {path.path.parent for path in volumes if _sidecar(path.path).is_file()}
-    return [v for v in volumes if v.path.parent not in generated or _sidecar(v.path).is_file()]
+    samples = [volume for volume in volumes if SAMPLE_NAME.match(volume.path.name)]
+    generated = {volume.path.parent for volume in samples if _sidecar(volume.path).is_file()}
+    return [v for v in volumes if v.path.parent not in generated or SAMPLE_NAME.match(v.path.name)]
 
 
-def _ras_shape(header: VolumeHeader) -> tuple[int, int, int]:
-    """Shape of a volume once its axes run right, front and up; of a flat image as it is."""
+def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, int]:
+    """Shape of a volume once its axes run right, front and up; rows and columns of a flat image as looked at."""
     shape = header.spatial_shape
+    if shape[2] == 1 and file.path.suffix.lower() not in PILLOW_SUFFIXES + ARRAY_SUFFIXES:
+        rows, columns = read_image(file.path, file.series_uid).pixels.shape[:2]  # volume formats store columns first
+        return (rows, columns, 1)
     if shape[2] == 1 or not np.isfinite(header.affine).all():
         return shape
     axes = nibabel.io_orientation(header.affine)[:, 0]
