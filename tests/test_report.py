@@ -58,7 +58,12 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert 0 < compared["p_kid"] <= 1
     assert (tmp_path / "comparisons.csv").read_text().count("honest,bad,") == 2
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 9
+    assert "Features of bad: samples are " in page
+    near = bad["figures"]["feature_copy_ratio"]
+    assert near["low"] <= near["value"] <= near["high"]
+    assert near["n_strangers"] == 24
+    assert len(bad["nearest_in_features"]) == 10
     assert "http" not in page
     assert "untrained network" in page
     for text in (page, (tmp_path / "report.md").read_text()):

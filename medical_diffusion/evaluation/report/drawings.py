@@ -50,6 +50,13 @@ def pairs(samples: Any, training: Any, copies: CopyRate, count: int = PAIRS) -> 
     return np.concatenate([_grid(above, count), _grid(below, count)]), listed
 
 
+def feature_pairs(samples: Any, training: Any, listed: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Samples (above) and their nearest training images in the space of features (below)."""
+    above = [tile(samples[pair["sample"]]) for pair in listed]
+    below = [tile(training[pair["training_image"]]) for pair in listed]
+    return np.concatenate([_grid(above, len(listed)), _grid(below, len(listed))])
+
+
 def feature_overlap(features: Mapping[str, np.ndarray], side: int = 420) -> np.ndarray:
     """Features on the first two principal axes of the real ones, one panel a generator over the real images."""
     from PIL import Image, ImageDraw

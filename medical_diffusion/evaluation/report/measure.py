@@ -29,6 +29,7 @@ from medical_diffusion.evaluation.report.figures import (
     of_interval,
     sharpness_figure,
 )
+from medical_diffusion.evaluation.report.nearness import feature_copy_figure
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
 from medical_diffusion.files import content_hash
 
@@ -153,6 +154,11 @@ def measure(
     report["ms_ssim_real"] = diversity[1]
     real_energies = energies(real)
     measurement = Measurement(report, features)
+    training, unseen = None, features["real"]
+    if train is not None:
+        training = extract_features(train, extractor, cache_dir, device=device, description="Features, train")
+        known = set(train.keys)
+        unseen = unseen[[key not in known for key in real.keys]]
     search = _calibrate(measurement, real, train, seed, say) if train is not None else None
     for name, images in held.items():
         say(f"figures of {name}")
@@ -163,6 +169,8 @@ def measure(
             figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
         figures["high_frequency_ratio"] = sharpness_figure(energies(images), real_energies, seed)
         entry: dict[str, Any] = {"images": len(images), "figures": figures}
+        near, entry["nearest_in_features"] = feature_copy_figure(features[name], training, unseen, seed)
+        figures["feature_copy_ratio"] = {**near, "extractor": extractor.name}
         figures["copy_rate"] = _copies(measurement, name, images, train, search, entry, seed)
         report["generators"][name] = entry
     if labels is not None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from medical_diffusion.evaluation.report.drawings import feature_overlap, intervals, pairs, sheet
+from medical_diffusion.evaluation.report.drawings import feature_overlap, feature_pairs, intervals, pairs, sheet
 from medical_diffusion.evaluation.report.measure import Measurement, ReportImages
+from medical_diffusion.evaluation.report.nearness import nearness_note
 from medical_diffusion.files import check_writable, write_json, write_text
 from medical_diffusion.pictures import write_png
 
@@ -31,6 +32,7 @@ ORDER = (
     "high_frequency_ratio",
     "auroc_synthetic",
     "auroc_real",
+    "feature_copy_ratio",
     "copy_rate",
 )
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1080px;padding:0 1rem;color:#222}
@@ -66,6 +68,8 @@ def write_report(
             picture, listed = pairs(images, train, measurement.copies[name])
             pictures[f"nearest_{name}"] = picture
             report["generators"][name]["nearest"] = listed
+        if train is not None and (near := report["generators"][name]["nearest_in_features"]):
+            pictures[f"nearest_features_{name}"] = feature_pairs(images, train, near)
     pictures["features"] = feature_overlap(measurement.features)
     diversity = {name: g["figures"]["ms_ssim_synthetic"] for name, g in report["generators"].items()}
     pictures["diversity"] = intervals({"real": report["ms_ssim_real"], **diversity}, "MS-SSIM of pairs")
@@ -128,6 +132,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"{100 * alarms['high']:.2f} %); {100 * memory['sensitivity_to_planted_copies']:.0f} % of planted copies "
             f"found, AUROC {memory['auroc_planted_copies']:.4f}."
         )
+    for name, generator in report["generators"].items():
+        if (entry := generator["figures"]["feature_copy_ratio"])["value"] is not None:
+            found.append(nearness_note(name, entry))
     return found
 
 
@@ -220,6 +227,9 @@ def _html(report: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> str:
             scores = ", ".join(f"{p['score']:.3g}{' (copy)' if p['copy'] else ''}" for p in generator["nearest"])
             caption = f"Nearest training images of {name}: samples above, turned onto the training image below"
             body.append(_image(f"{caption}. Scores: {scores}", pictures[f"nearest_{name}"]))
+        if f"nearest_features_{name}" in pictures:
+            caption = f"Nearest training images of {name} by features: samples above, training images below"
+            body.append(_image(caption, pictures[f"nearest_features_{name}"]))
     body.append(f"<p><small>Protocol {report['protocol_hash']}</small></p>")
     title = "<title>Evaluation of synthetic images</title>"
     return f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(body)}</html>\n'
