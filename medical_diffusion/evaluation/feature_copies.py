@@ -8,8 +8,8 @@ real images that were not trained on:
 
 A p-value comes from exchanging samples and strangers (:mod:`permutation`), as in the data-copying test of Meehan,
 Chaudhuri and Dasgupta 2020, which compares the same distances. The interval draws samples and strangers with
-replacement; the training images stay, so duplicates do no harm here. A few copies among many samples hardly move a mean:
-the number of samples nearer than every stranger tells of those.
+replacement; the training images stay, so duplicates do no harm here. A few copies among many samples hardly move a
+mean: the number of samples nearer than every stranger tells of those.
 """
 
 from __future__ import annotations
