@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -24,6 +27,9 @@ from test_data_docs import commands
 from torch import Tensor
 
 from medical_diffusion.bundle.pack import pack_bundle
+from medical_diffusion.bundle.segmentation.pretrained import warn_of_other_volumes
+from medical_diffusion.data import build_labelled_list
+from medical_diffusion.data.listing.exposure import training_marks
 from medical_diffusion.errors import find_user_error
 from medical_diffusion.files import load_tensors
 from medical_diffusion.training import StepTrainer
@@ -213,6 +219,81 @@ def test_bad_options_fail_before_training(
         flow.initialize()
     assert message in str(find_user_error(failure.value))
     assert not (tmp_path / "models").exists()
+
+
+def pretrained(path: Path, trained: Path, **settings: Any) -> str:
+    """Weights that say this of their pre-training."""
+    torch.save({"model": weights(trained), "settings": {"feature_size": 12, "window_size": 4, **settings}}, path)
+    return str(path)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs: a run takes its logger out of the tree."""
+    logger = logging.getLogger("medical_diffusion")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def initialised(said: pytest.LogCaptureFixture, **options: Any) -> str:
+    """What initialising a fine-tuning says; the network is that of the pre-trained weights."""
+    said.clear()
+    tiny = {name: value for name, value in TINY.items() if name not in ("feature_size", "window_size")}
+    workflow("train", bundle=BUNDLE, **tiny, **options).initialize()
+    return said.text
+
+
+def test_test_subjects_that_pretraining_saw_are_told_or_refused(
+    trained: Path, labelled: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    lists = build_labelled_list(labelled, planar=True)
+    options = {"dataset_dir": str(labelled), "run_dir": str(tmp_path / "run")}
+    seen = pretrained(tmp_path / "seen.pt", trained, trained_on=training_marks(lists.train + lists.test))
+    (first, *_) = lists.subjects("test")
+    text = initialised(said, **options, pretrained=seen)
+    assert "2 test subjects were trained on" in text and first in text and "--test_fraction 0.2" in text
+    with pytest.raises(RuntimeError) as failure:
+        initialised(said, **options, pretrained=seen, test_check="refuse")
+    assert "must be new to the pre-trained weights" in str(find_user_error(failure.value))
+    new = pretrained(tmp_path / "new.pt", trained, trained_on=training_marks(lists.train))
+    assert "new to the" not in initialised(said, **options, pretrained=new, test_check="refuse")
+
+
+def test_a_comparison_needs_a_test_part(labelled: Path, tmp_path: Path) -> None:
+    options = {**TINY, "dataset_dir": str(labelled), "run_dir": str(tmp_path), "test_fraction": 0}
+    assert "a comparison needs a test part" in failure_of("train", **options, test_check="refuse")
+
+
+def test_another_look_of_the_volumes_of_pretraining_is_told(
+    trained: Path, labelled: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    options = {"dataset_dir": str(labelled), "run_dir": str(tmp_path / "run")}
+    window = pretrained(tmp_path / "ct.pt", trained, intensity="window", window=[-1000.0, 1000.0])
+    text = initialised(said, **options, pretrained=window)
+    assert "by window [-1000.0, 1000.0], this run by the values of each volume" in text
+    assert '--intensity window --window "[-1000.0, 1000.0]"' in text
+    relative = pretrained(tmp_path / "mri.pt", trained, intensity="window", window=[0.0, 1.0])
+    assert "intensities" not in initialised(said, **options, pretrained=relative)
+
+
+def test_another_voxel_size_of_pretraining_is_told(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    turned = np.array([[0, 0, 2.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # axes A, S, R of 1, 1, 2 mm
+    image = write_nifti(tmp_path / "a.nii.gz", np.zeros((8, 8, 8), np.float32), affine=turned)
+    stored = {"intensity": "percentile", "output_spacing": [1.0, 1.0, 1.0], "image_size": [32, 32, 32]}
+    path = tmp_path / "pre.pt"
+    torch.save({"model": {}, "settings": stored}, path)
+    values = {"intensity": "percentile", "window": None}
+    run_settings = SimpleNamespace(
+        dataset_dir="x", pretrained=str(path), planar=False, spacing=None, orientation="RAS", values=values
+    )
+    data: Any = SimpleNamespace(lists=SimpleNamespace(train=[{"image": str(image)}]))
+    warn_of_other_volumes(run_settings, data)  # type: ignore[arg-type]
+    assert 'voxels of 1 x 1 x 1 mm, this run of 2 x 1 x 1 mm. Pass --spacing "[1.0, 1.0, 1.0]"' in said.text
+    said.clear()
+    run_settings.spacing = [1.0, 1.0, 1.1]
+    warn_of_other_volumes(run_settings, data)  # type: ignore[arg-type]
+    assert said.text == ""
 
 
 def test_a_constant_volume_is_told_before_training(tmp_path: Path) -> None:

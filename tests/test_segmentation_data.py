@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from data_files import write_nifti
 
-from medical_diffusion.data import build_labelled_list, draw_share
+from medical_diffusion.data import build_datalist, build_labelled_list, draw_share
+from medical_diffusion.data.listing.exposure import seen_subjects, training_marks
 from medical_diffusion.errors import UserError
 
 SHAPE = (9, 8, 7)
@@ -210,3 +211,54 @@ def test_what_was_surveyed_is_remembered_until_a_file_changes(folder: Path, tmp_
     write_label(lambda a: a.astype(np.float32) + 0.25)(folder)
     with pytest.raises(UserError, match="whole numbers"):
         build_labelled_list(folder, memory=memory)
+
+
+def msd_list(folder: Path, **others: Any) -> Path:
+    """The folder as the Medical Segmentation Decathlon lays it out."""
+    (folder / "images").rename(folder / "imagesTr")
+    (folder / "labels").rename(folder / "labelsTr")
+    names = [f"case_{n:02d}.nii.gz" for n in range(COUNT)]
+    training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"1": "a", "2": "b"}, "training": training, **others}))
+    return folder
+
+
+def test_subjects_are_called_alike_with_and_without_a_list(folder: Path) -> None:
+    listed = build_labelled_list(msd_list(folder))
+    images = build_datalist(folder, test_fraction=0.2)
+    for part in ("train", "validation", "test"):
+        assert subjects(getattr(listed, part)) == subjects(getattr(images, part))
+    by_list = build_datalist(folder, datalist=folder / "dataset.json", test_fraction=0.2)
+    assert subjects(by_list.test) == subjects(listed.test)
+
+
+def test_the_salt_of_a_manifest_splits_labelled_images_too(folder: Path) -> None:
+    layout = {"images": ["images/*.nii.gz"], "subject": "case_[0-9]+", "masks": {"paths": ["labels/{stem}.nii.gz"]}}
+    fields: dict[str, Any] = {"name": "own", "title": "Own", "version": "1", "licence": "CC0", "modality": "CT"}
+    fields |= {"source": {"url": "https://example.org"}, "layout": layout, "split": {"by": "patient", "salt": "second"}}
+    manifest = folder.parent / "salted.json"
+    manifest.write_text(json.dumps(fields))
+    labelled = build_labelled_list(folder, manifest=manifest)
+    images = build_datalist(folder, manifest=manifest, validation_fraction=0.1, test_fraction=0.2)
+    assert subjects(labelled.test) == subjects(images.test) != subjects(build_labelled_list(folder).test)
+
+
+def test_what_training_saw_is_known_again_by_id_or_by_image(folder: Path) -> None:
+    lists = build_labelled_list(folder)
+    marks = training_marks(lists.train)
+    assert seen_subjects(lists.test, marks) == [] == seen_subjects(lists.train, [])
+    assert seen_subjects(lists.train, marks) == lists.subjects("train")
+    (one, *_), other = lists.train, lists.test[0]
+    assert seen_subjects([{**one, "subject": "renamed"}], marks) == ["renamed"], "the same file"
+    assert seen_subjects([{**one, "image": other["image"]}], marks) == [one["subject"]], "the same patient"
+    assert not any(one["subject"] in mark for mark in marks)
+
+
+def test_a_list_of_test_images_alone_is_for_evaluation(folder: Path) -> None:
+    rows = [f"images/case_{n:02d}.nii.gz,labels/case_{n:02d}.nii.gz,test" for n in range(4)]
+    table = folder / "held_out.csv"
+    table.write_text("\n".join(["image,label,split", *rows]))
+    lists = build_labelled_list(folder, datalist=table, training=False)
+    assert (len(lists.train), len(lists.validation), len(lists.test)) == (0, 0, 4)
+    with pytest.raises(UserError, match=r"must state subjects to train on.*4 subjects of test"):
+        build_labelled_list(folder, datalist=table)

@@ -30,6 +30,7 @@ from medical_diffusion.studies.label_efficiency import (
     parse_shard,
     run_label_efficiency_study,
 )
+from medical_diffusion.studies.label_efficiency.record import DEFAULTS
 from medical_diffusion.studies.label_efficiency.results import (
     check_comparable,
     compare_pretrained,
@@ -159,6 +160,27 @@ def test_each_arm_is_checked_at_the_fewest_labels_before_the_first_run(
     with pytest.raises(UserError, match=r"weights must fit.*run: synthetic, 5 %.*--feature_size 24. No run was begun"):
         study(tmp_path / "out", runner, weights)
     assert runner.done == []
+
+
+def test_arms_are_compared_at_one_learning_rate_and_on_new_subjects(
+    finished: tuple[Path, FakeRunner], tmp_path: Path
+) -> None:
+    assert {(o["transferred_rate"], o["test_check"]) for o in finished[1].done} == {("1", "refuse")}
+    assert "--transferred_rate 1" in (finished[0] / "table.md").read_text()
+    other = FakeRunner()
+    study(tmp_path / "out", other, [], fractions=(50,), repeats=1, options={"transferred_rate": 0.5})
+    assert {o["transferred_rate"] for o in other.done} == {0.5}
+    assert "--transferred_rate 0.5" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_runs_without_a_test_part_are_refused(tmp_path: Path) -> None:
+    class Small(FakeRunner):
+        def run(self, options: Any) -> dict[str, Any]:
+            return super().run(options) | {"split": "validation"}
+
+    with pytest.raises(UserError, match=r"evaluated on a test part.*12 validation subjects.*ten subjects"):
+        study(tmp_path / "out", Small(), [], fractions=(50,), repeats=1)
+    assert not list(tmp_path.rglob("cell.json"))
 
 
 @pytest.mark.parametrize("stop", [0, 7])
@@ -304,7 +326,7 @@ def test_the_table_to_read_marks_what_shows_no_difference_and_compares_arms(fini
 
 def test_study_json_says_what_was_studied(finished: tuple[Path, FakeRunner], weights: list[str]) -> None:
     record = json.loads((finished[0] / "study.json").read_text())
-    assert record["options"] == {"steps": "7"} and record["bundle"] == "swin_unetr_finetune"
+    assert record["options"] == {**DEFAULTS, "steps": "7"} and record["bundle"] == "swin_unetr_finetune"
     assert [arm["name"] for arm in record["arms"]] == ["none", "synthetic", "shapes"]
     assert record["arms"][1]["weights"] == weights[0] and len(record["arms"][1]["sha256"]) == 64
     assert {"medical_diffusion", "torch", "monai"} <= set(record["versions"])

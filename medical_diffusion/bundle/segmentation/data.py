@@ -87,6 +87,7 @@ class SegmentationData:
             subset_seed=s.get("subset_seed", 0),
             planar=s.planar,
             memory=self.cache / "label_maps.json" if is_main_process() else None,
+            training=not s.trained,
         )
 
     @property

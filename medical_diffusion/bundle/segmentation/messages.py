@@ -11,6 +11,7 @@ from torch import nn
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.messages import PHANTOM_TITLES
 from medical_diffusion.bundle.segmentation.data import SegmentationData
+from medical_diffusion.bundle.segmentation.pretrained import check_held_out, warn_of_other_volumes
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.weights import Weights
 from medical_diffusion.files import write_json
@@ -35,7 +36,9 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
         logger.info("To fine-tune on your own labelled volumes: --dataset_dir DIR --pretrained PATH/model.pt")
     else:
         logger.info("Fine-tuning on %s, crops of %s voxels.", settings.dataset_dir, size)
+    check_held_out(settings, data)
     data.prepare()
+    warn_of_other_volumes(settings, data)
     count = len(data.lists.subjects("train"))
     logger.info(
         "Labels of %d training subjects (%g %% of them, repeat %d) for %s.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
 from medical_diffusion.data.listing.classes import count_labels
+from medical_diffusion.data.listing.exposure import content_mark
 from medical_diffusion.data.listing.rules import SplitRule
 from medical_diffusion.data.listing.source import DataSource, stated_split
 from medical_diffusion.data.listing.split import split_subjects
 from medical_diffusion.data.listing.volume_file import VolumeFile
-from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _PARTS = ("train", "validation", "test")
-_SAMPLED_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,8 @@ def build_datalist(
             item["class_label"] = numbers[position]
             classes_digest.update(f"{numbers[position]}\n".encode())
         lists[part].append(item)
-        digest.update(f"{part}\n{source.relative(volume.path)}\n{_content_mark(volume)}\n".encode())
+        mark = content_mark(volume.path, volume.series_uid)
+        digest.update(f"{part}\n{source.relative(volume.path)}\n{mark}\n".encode())
     data = DataList(
         **lists,
         fingerprint=digest.hexdigest(),
@@ -154,17 +153,3 @@ def _assign(
             "Correct the splits that it states",
         )
     return stated
-
-
-def _content_mark(volume: VolumeFile) -> str:
-    """Size with the first and last bytes (a gzip file ends with its checksum); names and sizes for a DICOM folder."""
-    if volume.path.is_dir():
-        files = choose_series(volume.path, volume.series_uid).files if volume.series_uid else None
-        names = sorted(Path(f).name for f in files) if files else sorted(os.listdir(volume.path))
-        return ",".join(f"{name}:{os.path.getsize(volume.path / name)}" for name in names)
-    size = volume.path.stat().st_size
-    with volume.path.open("rb") as file:
-        sample = file.read(_SAMPLED_BYTES)
-        file.seek(max(0, size - _SAMPLED_BYTES))
-        sample += file.read()
-    return f"{size}:{hashlib.sha256(sample).hexdigest()}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from medical_diffusion.data.checks import Fault
+from medical_diffusion.data.listing.discovery import is_container
 from medical_diffusion.data.listing.tables import ListedImage
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
@@ -25,7 +27,8 @@ def locate(
     """The files that a list names; faults for rows whose file is missing, no image, or named before.
 
     A relative path is looked for below ``root``, then beside the list. Without a subject column the subject is the BIDS
-    entity or the patient's folder in the path; otherwise each image is a subject of its own.
+    entity or the patient's folder in the path; otherwise each image is a subject of its own, called as it is where the
+    folder is searched without a list (``imagesTr/case_1.nii.gz`` is ``case_1``), so that both are split alike.
 
     Args:
         entries: of ``read_table``.
@@ -36,6 +39,7 @@ def locate(
     volumes: list[VolumeFile] = []
     faults: list[Fault] = []
     first_place: dict[Path, str] = {}
+    alike = Counter(_own_name(entry.path, root) for entry in entries)
     for entry in entries:
         path, fault = _find(entry, entry.path, table, root)
         segmentation = None
@@ -51,7 +55,7 @@ def locate(
         if fault is not None or kind is None:
             faults += [fault] if fault is not None else []
             continue
-        subject = entry.subject or _subject(entry.path)
+        subject = entry.subject or _subject(entry.path, root, alike)
         volumes.append(
             VolumeFile(
                 path,
@@ -88,10 +92,20 @@ def _no_image(entry: ListedImage, path: Path, planar: bool) -> Fault:
     return Fault(path, "a file that a datalist names must be an image", value, f"Supported: {supported(planar)}")
 
 
-def _subject(name: str) -> str:
+def _subject(name: str, root: Path, alike: Counter[str]) -> str:
     name = name.replace("\\", "/")
     found = _BIDS.search(name) or _PATIENT_FOLDER.search(name)
     if found:
         return found.group(1)
+    own = _own_name(name, root)
     path = Path(name)
-    return path.with_name(stem_of(path)).as_posix()
+    # one numbering for each of train and test tells nothing of patients
+    return own if alike[own] == 1 else path.with_name(stem_of(path)).as_posix()
+
+
+def _own_name(name: str, root: Path) -> str:
+    """A path below the dataset's folder without its suffix and without folders that name no patient."""
+    path = Path(name.replace("\\", "/"))
+    path = path.relative_to(root) if path.is_relative_to(root) else path
+    folders = [part for part in path.parts[:-1] if not is_container(part)]
+    return Path(*folders, stem_of(path)).as_posix()

@@ -17,7 +17,7 @@ from typing import Any
 from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.discovery import check_dataset_dir, scan_volumes
 from medical_diffusion.data.listing.entries import locate
-from medical_diffusion.data.listing.manifest import load_manifest
+from medical_diffusion.data.listing.manifest import Manifest, load_manifest
 from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.formats import kind_of, stem_of
@@ -41,12 +41,14 @@ class Pairs:
         faults: of files without their other half.
         names: class by value where a list states them, the background included.
         stated_by: the file that states the names.
+        salt: of the split, where a manifest states one.
     """
 
     volumes: list[VolumeFile]
     faults: list[Fault]
     names: dict[int, str]
     stated_by: str = ""
+    salt: str = ""
 
 
 def find_pairs(
@@ -67,13 +69,16 @@ def find_pairs(
         UserError: nothing to be read; both a manifest and a list; a manifest or list that names no label map at all.
     """
     root = check_dataset_dir(dataset_dir)
+    names: dict[int, str] = {}
+    stated_by = salt = ""
     if manifest is not None and datalist is not None:
         raise UserError("labelled images come from one of manifest and datalist", "both")
     if manifest is None and datalist is None and (root / MSD_LIST).is_file():
         datalist = root / MSD_LIST
     if manifest is not None:
-        volumes, faults = _by_manifest(root, manifest, planar)
-        names, stated_by = {}, ""
+        rules = load_manifest(manifest)
+        volumes, faults = _by_manifest(root, rules, planar)
+        salt = rules.split.salt
     elif datalist is not None:
         table = Path(str(datalist)).expanduser()
         table = root / table if not table.exists() and (root / table).is_file() else table
@@ -83,11 +88,10 @@ def find_pairs(
         volumes, faults = _by_folders(root, planar)
         names, stated_by = _stated_names(root / PHANTOM_LIST), PHANTOM_LIST
     volumes.sort(key=lambda volume: volume.path.as_posix())
-    return Pairs(volumes, faults, names, stated_by if names else "")
+    return Pairs(volumes, faults, names, stated_by if names else "", salt)
 
 
-def _by_manifest(root: Path, manifest: str | Path, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
-    rules = load_manifest(manifest)
+def _by_manifest(root: Path, rules: Manifest, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
     volumes, faults = scan_volumes(root, rules, planar)
     paired = [replace(volume, label=volume.label or volume.mask) for volume in volumes]
     if not any(volume.label for volume in paired):

@@ -68,6 +68,7 @@ def build_labelled_list(
     subset_seed: int = 0,
     planar: bool = False,
     memory: Path | None = None,
+    training: bool = True,
 ) -> LabelledList:
     """Find, check and split the labelled images of a folder.
 
@@ -79,9 +80,11 @@ def build_labelled_list(
         label_fraction: percent of the training subjects whose labels are used, in (0, 100].
         subset_seed: which of them.
         memory: file that keeps what the label maps hold for the next run.
+        training: whether there must be subjects to train on; a list may state a test part alone otherwise.
 
     Raises:
-        UserError: any fault of the files, all listed; no foreground; a share without a subject or foreground.
+        UserError: any fault of the files, all listed; no foreground; a share without a subject or foreground; a list
+            that states parts but none to train on.
     """
     pairs = find_pairs(dataset_dir, manifest, datalist, planar)
     files = [(volume.path, _label_of(volume)) for volume in pairs.volumes]
@@ -95,8 +98,9 @@ def build_labelled_list(
     held = zip(pairs.volumes, maps, strict=True)
     foreground = {volume.path: labels.foreground & wanted for volume, labels in held if labels is not None}
     _check_foreground(foreground.values(), str(dataset_dir), chosen)
-    parts = _assign(pairs.volumes, validation_fraction, test_fraction)
-    share = set(draw_share([s for s, part in parts.items() if part == "train"], label_fraction, subset_seed))
+    parts = _assign(pairs, validation_fraction, test_fraction, training)
+    candidates = [subject for subject, part in parts.items() if part == "train"]
+    share = set(draw_share(candidates, label_fraction, subset_seed)) if training or candidates else set()
     lists: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
     for volume in pairs.volumes:
@@ -107,7 +111,8 @@ def build_labelled_list(
             lists[part].append({"image": str(volume.path), "label": str(label), "subject": volume.subject})
     whole = digest.hexdigest()
     digest.update("\n".join(sorted(share)).encode())
-    _check_share(lists["train"], foreground, chosen, label_fraction)
+    if lists["train"] or training:
+        _check_share(lists["train"], foreground, chosen, label_fraction)
     result = LabelledList(**lists, classes=chosen, data=whole, fingerprint=digest.hexdigest())
     logger.info("Labelled images of %s: %s", dataset_dir, result)
     return result
@@ -143,9 +148,7 @@ def _stated_values(pairs: Pairs, maps: Sequence[LabelMap | None]) -> dict[int, s
     return {value: f"class_{value}" for value in sorted(found)}
 
 
-def _choose(
-    pairs: Pairs, values: dict[int, str], classes: Sequence[str] | Mapping[str, int] | None
-) -> dict[str, int]:
+def _choose(pairs: Pairs, values: dict[int, str], classes: Sequence[str] | Mapping[str, int] | None) -> dict[str, int]:
     """Value by name of the classes to segment."""
     if isinstance(classes, Mapping):
         return {str(name): int(value) for name, value in classes.items()}
@@ -179,16 +182,24 @@ def _check_foreground(foreground: Iterable[frozenset[int]], place: str, classes:
         logger.info("%d of %d label maps hold no foreground", empty, len(held))
 
 
-def _assign(volumes: Sequence[VolumeFile], validation_fraction: float, test_fraction: float) -> dict[str, str]:
+def _assign(pairs: Pairs, validation_fraction: float, test_fraction: float, training: bool) -> dict[str, str]:
     """Part of each subject: as stated where a list states parts, the rest by hash."""
-    stated = stated_split(volumes)
+    stated = stated_split(pairs.volumes)
     parts = set(stated.values())
+    if stated and "train" not in parts:
+        if training:
+            raise UserError(
+                "a list that states parts must state subjects to train on",
+                f"{len(stated)} subjects of {' and '.join(sorted(parts))}",
+                "Name training images, or leave the split out of the list",
+            )
+        return stated
     if "train" in parts and "validation" in parts:
         return stated
     if "train" in parts and "test" in parts:
         train = [subject for subject, part in stated.items() if part == "train"]
-        return stated | split_subjects(train, validation_fraction, 0.0)
-    return split_subjects((volume.subject for volume in volumes), validation_fraction, test_fraction)
+        return stated | split_subjects(train, validation_fraction, 0.0, pairs.salt)
+    return split_subjects((volume.subject for volume in pairs.volumes), validation_fraction, test_fraction, pairs.salt)
 
 
 def _check_share(

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 STUDY = "study.json"
 CELL = "cell.json"
+DEFAULTS = {"test_check": "refuse", "transferred_rate": "1"}
+"""Options of the bundle whose default a study changes: arms are compared on subjects that none of them has seen, and at
+one learning rate in all layers (half a rate in all pre-trained ones would be another difference)."""
 RESERVED = {
     "dataset_dir": "--dataset_dir of the study",
     "pretrained": "--pretrained of the study",
@@ -65,7 +68,7 @@ class StudyRecord:
             "bundle": bundle,
             "dataset_dir": self.dataset_dir,
             "data": _data_hash(self.dataset_dir, options, folder),
-            "options": {name: str(value) for name, value in sorted(options.items())},
+            "options": {name: str(value) for name, value in sorted({**DEFAULTS, **options}.items())},
             "network": self.network,
             "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
             "arms": [asdict(arm) for arm in plan.arms],
@@ -77,6 +80,11 @@ class StudyRecord:
     def cache(self) -> Path:
         """Preprocessed volumes, which are the same for all runs."""
         return self.folder / "cache"
+
+    @property
+    def stated_options(self) -> dict[str, str]:
+        """Options of the bundle for all runs, with the study's own defaults."""
+        return dict(self._content["options"])
 
     def begin(self) -> None:
         """Write ``study.json``, or check the one that is there and let the study grow by what is new.
@@ -110,6 +118,7 @@ class StudyRecord:
         return {
             **self.network,
             "cache_dir": str(self.cache.resolve()),
+            **DEFAULTS,
             **self.options,
             "dataset_dir": self.dataset_dir,
             "pretrained": self.plan.arm(cell.arm).weights,

@@ -152,6 +152,20 @@ def check_comparable(reports: Reports) -> None:
             raise UserError("all arms of a repeat must be trained on the same subjects", str(cell), CHANGED)
 
 
+def check_test_part(report: Mapping[str, Any]) -> None:
+    """Whether a run was evaluated on subjects that neither trained nor chose its weights.
+
+    Raises:
+        UserError: it was not.
+    """
+    if report.get("split") != "test":
+        raise UserError(
+            "runs of a study must be evaluated on a test part",
+            f"{report.get('subjects')} {report.get('split')} subjects, which chose the weights",
+            "Label ten subjects or more and leave --test_fraction above 0, or state a test part in a list",
+        )
+
+
 def training_subjects(reports: Reports) -> dict[str, dict[str, list[str]]]:
     """Ids of the labelled subjects by fraction and repeat."""
     subsets: dict[str, dict[str, list[str]]] = {}

@@ -28,6 +28,7 @@ from medical_diffusion.studies.label_efficiency.plan import Cell, Plan, parse_ar
 from medical_diffusion.studies.label_efficiency.record import StudyRecord
 from medical_diffusion.studies.label_efficiency.results import (
     check_comparable,
+    check_test_part,
     compare_pretrained,
     subject_dice,
     summarise,
@@ -120,7 +121,8 @@ def write_results(record: StudyRecord) -> Path:
     )
     write_run_table(output / "table.csv", plan, reports)
     write_summary(output / "summary.csv", summaries)
-    table = write_markdown(output / "table.md", plan, summaries, compare_pretrained(plan, reports), len(reports))
+    comparisons = compare_pretrained(plan, reports)
+    table = write_markdown(output / "table.md", plan, summaries, comparisons, len(reports), record.stated_options)
     if summaries:
         missing = len(plan.cells) - len(reports)
         note = f"{missing} of {len(plan.cells)} runs are missing" if missing else ""
@@ -149,6 +151,7 @@ def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], total
             started = time.monotonic()
             with _naming(cell, "Finished runs are kept; the same command goes on with this one"):
                 report = runner.run(record.options_of(cell))
+                check_test_part(report)
                 check_comparable({**record.reports(), cell: {"report": report}})
             seconds = time.monotonic() - started
             record.finish(cell, report, seconds)

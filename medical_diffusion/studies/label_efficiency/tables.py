@@ -47,9 +47,14 @@ def write_summary(path: Path, summaries: Sequence[Summary]) -> Path:
 
 
 def write_markdown(
-    path: Path, plan: Plan, summaries: Sequence[Summary], comparisons: Sequence[Comparison], finished: int
+    path: Path,
+    plan: Plan,
+    summaries: Sequence[Summary],
+    comparisons: Sequence[Comparison],
+    finished: int,
+    options: Mapping[str, str],
 ) -> Path:
-    """The summary to read, with what its figures mean; says how many of the runs it stands on."""
+    """The summary to read, with what its figures mean, the options, and how many of the runs it stands on."""
     header = ["labels", "subjects", "arm", "repeats", "Dice [95 %]", "SD", "SD of repeats", "difference to none [95 %]"]
     rows: list[list[object]] = []
     for s in summaries:
@@ -62,9 +67,10 @@ def write_markdown(
     counts = sorted({s.dice.n for s in summaries})
     subjects = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "no"
     state = "" if finished == len(plan.cells) else "; the others are missing here"
+    stated = " ".join(f"--{name} {value}" for name, value in options.items())
     text = f"""# Label efficiency: Dice of fine-tuning by pre-training and share of labels
 
-{finished} of {len(plan.cells)} runs are finished{state}.
+{finished} of {len(plan.cells)} runs are finished{state}. Options of all runs: `{stated}`.
 
 {_markdown(header, rows)}
 
