@@ -77,6 +77,12 @@ def test_a_class_is_asked_for_by_its_name(trained: Path, tmp_path: Path) -> None
     image = read_png(tmp_path / "a" / "sample_0.png")
     assert image.shape == (16, 16) and image.dtype == np.uint8
     assert (tmp_path / "a" / "preview.png").is_file()
+    measured = {"run_dir": str(trained), "num_phantoms": 10, "device": "cpu", "samples_dir": str(tmp_path / "a")}
+    run("evaluate", bundle=BUNDLE, **measured, **TINY_MODEL_OF_STAGE_1)
+    report = json.loads((trained / "reports" / "samples" / "report.json").read_text())
+    assert report["generators"]["samples"]["images"] == 3
+    assert "images of every class in every set" in report["utility"]["reason"]
+    assert report["generators"]["samples"]["figures"]["high_frequency_ratio"]["value"] > 0
 
     run("inference", bundle=BUNDLE, **options, output_dir=str(tmp_path / "b"), num_previews=3)
     assert {s["class_name"] for s in sidecars(tmp_path / "b")} <= {"normal", "cardiomegaly"}
