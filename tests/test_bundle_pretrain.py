@@ -26,6 +26,7 @@ from medical_diffusion.bundle.options import load_options
 from medical_diffusion.bundle.pack import pack_bundle
 from medical_diffusion.bundle.pretraining.data import inherited_defaults
 from medical_diffusion.bundle.pretraining.source import HELD_OUT_SEED, DiffusionSource, FreshVolumes
+from medical_diffusion.data.listing.exposure import seen_subjects
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.files import load_tensors
 from medical_diffusion.networks import SwinUNETR
@@ -194,6 +195,21 @@ def test_a_folder_of_samples_brings_its_size_and_window(tmp_path: Path) -> None:
     data = flow.parser.get_parsed_content("data")
     assert len(data.train) + len(data.validation) == 4
     assert data.training_set[0, 0]["image"].abs().max() < 1.0
+
+
+def test_weights_say_by_hashes_whom_they_were_trained_on(trained: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for n in range(6):
+        write_nifti(tmp_path / "set" / "images" / f"p{n}.nii.gz", generator.random((12, 12, 12), np.float32))
+    options = {**VOLUMES, "image_size": [8, 8, 8], "dataset_dir": str(tmp_path / "set"), "test_fraction": 0}
+    flow = workflow("train", bundle=BUNDLE, **options, run_dir=str(tmp_path / "run"))
+    flow.initialize()
+    data = flow.parser.get_parsed_content("data")
+    marks = data.stored_settings()["trained_on"]
+    assert len(data.train) == 5 and len(seen_subjects(data.train, marks)) == 5
+    assert seen_subjects(data.validation, marks) == []
+    stored = load_tensors(trained / "models" / "model.pt")["settings"]
+    assert stored["trained_on"] == [], "phantoms are nobody"
 
 
 def test_a_preview_beside_image_samples_is_no_sample(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_files import write_nifti
+from data_files import write_dicom, write_nifti
 
-from medical_diffusion.data import build_datalist, build_labelled_list, draw_share
+from medical_diffusion.bundle.segmentation.writer import ImagesToSegment, SegmentationWriter, images_to_segment
+from medical_diffusion.data import LoadVolumed, build_datalist, build_labelled_list, draw_share
 from medical_diffusion.data.listing.exposure import seen_subjects, training_marks
 from medical_diffusion.errors import UserError
 
@@ -262,3 +264,86 @@ def test_a_list_of_test_images_alone_is_for_evaluation(folder: Path) -> None:
     assert (len(lists.train), len(lists.validation), len(lists.test)) == (0, 0, 4)
     with pytest.raises(UserError, match=r"must state subjects to train on.*4 subjects of test"):
         build_labelled_list(folder, datalist=table)
+
+
+def test_nnunet_folders_take_the_names_of_their_dataset_json(folder: Path) -> None:
+    (folder / "images").rename(folder / "imagesTr")
+    (folder / "labels").rename(folder / "labelsTr")
+    for path in sorted((folder / "imagesTr").iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
+    stated = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}, "numTraining": COUNT}
+    (folder / "dataset.json").write_text(json.dumps(stated))
+    lists = build_labelled_list(folder)
+    assert lists.classes == {"liver": 1, "tumour": 2} and len(lists.train) == 9
+    names = [f"case_{n:02d}.nii.gz" for n in range(COUNT)]
+    training = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
+    (folder / "dataset.json").write_text(json.dumps({**stated, "training": training}))
+    first = build_labelled_list(folder).train[0]
+    assert first["image"].endswith("_0000.nii.gz"), "the list leaves the channel out"
+
+
+def write_series(root: Path) -> Path:
+    """Twelve series in folders called after UIDs, with label maps of their names."""
+    voxels = np.random.default_rng(0).integers(0, 100, (8, 8, 6)).astype(np.int16)
+    label = np.zeros(voxels.shape, np.uint8)
+    label[2:4, 2:4, 2:4] = 1
+    for n in range(COUNT):
+        write_dicom(root / "images" / f"1.2.840.{n}", voxels, np.eye(4), uid=f"1.2.840.{n}", patient="")
+        write_nifti(root / "labels" / f"1.2.840.{n}.nii.gz", label)
+    return root
+
+
+def test_folders_of_series_keep_their_whole_names(tmp_path: Path) -> None:
+    root = write_series(tmp_path)
+    lists = build_labelled_list(root)
+    found = [*lists.train, *lists.validation, *lists.test]
+    assert subjects(found) == {f"1.2.840.{n}" for n in range(COUNT)}
+    items = images_to_segment(root / "images")
+    assert {item["name"] for item in items} == {f"1.2.840.{n}" for n in range(COUNT)}
+    (alone,) = images_to_segment(root / "images" / "1.2.840.7")
+    assert alone["name"] == "1.2.840.7"
+
+
+def test_two_images_whose_maps_would_have_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_nifti(folder / "images" / "case_00.nii", image(0))
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    writer = SegmentationWriter(tmp_path / "out", tmp_path / "model.pt", {"a": 1})
+    with pytest.raises(UserError, match=r"must have different names.*case_00.nii and .*case_00.nii.gz"):
+        len(ImagesToSegment(str(folder / "images"), False, writer))
+
+
+def test_the_series_that_a_manifest_chooses_is_read(tmp_path: Path) -> None:
+    small, large = np.ones((6, 6, 4), np.int16), np.ones((8, 8, 6), np.int16)
+    files = []
+    for n in range(3):
+        place = tmp_path / "set" / f"p{n}"
+        write_dicom(place, small, np.eye(4), uid=f"1.1.{n}")
+        write_dicom(place, large, np.eye(4), uid=f"1.2.{n}")
+        write_nifti(tmp_path / "set" / f"p{n}.nii.gz", large.astype(np.uint8))
+        files.append({"path": f"p{n}", "subject": f"p{n}", "series_uid": f"1.2.{n}", "label": f"p{n}.nii.gz"})
+    fields: dict[str, Any] = {"name": "own", "title": "Own", "version": "1", "licence": "CC0", "modality": "CT"}
+    fields |= {
+        "source": {"url": "https://example.org"},
+        "files": files,
+        "layout": {"images": ["p*"], "subject": "p[0-9]"},
+    }
+    (tmp_path / "own.json").write_text(json.dumps(fields))
+    lists = build_labelled_list(tmp_path / "set", manifest=tmp_path / "own.json")
+    for item in [*lists.train, *lists.validation]:
+        assert item["series_uid"] == f"1.2.{item['subject'][1:]}"
+        assert LoadVolumed(["image", "label"])(item)["image"].shape == large.shape
+
+
+def test_a_corrected_voxel_and_a_rewritten_image_are_seen(folder: Path) -> None:
+    big = np.random.default_rng(0).integers(0, 2, (40, 40, 40)).astype(np.uint8)
+    path = write_nifti(folder / "labels" / "case_00.nii", big)
+    (folder / "labels" / "case_00.nii.gz").unlink()
+    write_nifti(folder / "images" / "case_00.nii.gz", np.zeros(big.shape, np.float32))
+    before = build_labelled_list(folder)
+    big[20, 20, 20] ^= 1
+    write_nifti(path, big)
+    after = build_labelled_list(folder)
+    assert after.data != before.data and after.stamps == before.stamps
+    os.utime(folder / "images" / "case_01.nii.gz", ns=(0, 0))
+    touched = build_labelled_list(folder)
+    assert touched.data == after.data and touched.stamps != after.stamps

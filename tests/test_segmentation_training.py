@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medical_diffusion.bundle.segmentation.segmenter import MOST_LOGITS, window_inferer
 from medical_diffusion.data import CropDataset, SampleForegroundd, SegmentationAugmentation, StepLoader, flip_axes
 from medical_diffusion.data.preprocessing.labels import EncodeLabelsd
 from medical_diffusion.data.torchio_augmentation import PROBABILITIES
@@ -126,6 +127,62 @@ def test_each_augmentation_alone(shape: tuple[int, ...], name: str) -> None:
     if name == "affine":  # what moves in the image moves in the map
         changed, moved = next(r for r in results if not torch.equal(r[1], label))
         assert changed[moved == 0].mean() < changed[moved > 0].mean() - 0.3
+
+
+def test_thick_slices_are_turned_as_what_they_show() -> None:
+    """A rod along the depth of thick slices, turned about the first axis, moves by fewer slices than rows."""
+    label = torch.zeros((1, 4, 41, 41), dtype=torch.uint8)
+    label[..., 20, :] = 1
+    only = {name: float(name == "affine") for name in PROBABILITIES}
+    augmentation = SegmentationAugmentation((), only)
+
+    def slope(spacing: tuple[float, float, float], seed: int) -> float:
+        """Rows by which the rod rises in a slice."""
+        moved = augmentation(label.float() * 2 - 1, label, seed, spacing)[1][0, 2]
+        rows, slices = (values.double() for values in torch.nonzero(moved, as_tuple=True))
+        centred = slices - slices.mean()
+        return float((centred * rows).sum() / (centred**2).sum())
+
+    seed = max(range(6), key=lambda n: abs(slope((1.0, 1.0, 1.0), n)))
+    thin, thick = slope((1.0, 1.0, 1.0), seed), slope((1.0, 1.0, 5.0), seed)
+    assert abs(thin) > 0.03 and thick / thin == pytest.approx(5, rel=0.25), "one angle is more rows in a thick slice"
+    assert slope((0.5, 0.5, 2.5), seed) == thick, "the unit does not matter"
+
+
+def test_crops_tell_augmentation_the_voxel_size_and_read_each_volume_once() -> None:
+    read: list[int] = []
+
+    class Counting(list):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    told: list[Any] = []
+
+    def augmentation(image: Tensor, label: Tensor, seed: int, spacing: Any = None) -> tuple[Tensor, Tensor]:
+        told.append(spacing)
+        return image, label
+
+    items = Counting([{**volume(SHAPES[0]), "spacing": torch.tensor([1.0, 1.0, 5.0])}, volume(SHAPES[0])])
+    crops = CropDataset(items, 8, augmentation=augmentation, cache_gb=0.0)
+    for index in (0, 1):
+        _ = crops[index, 3]
+    assert told == [[1.0, 1.0, 5.0], None] and read == [0, 1]
+
+
+def test_logits_of_large_volumes_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert window_inferer((8, 8, 8), 0.5, channels=4).cpu_thresh == MOST_LOGITS // 4
+    asked: list[Any] = []
+
+    def swept(*arguments: Any, **_: Any) -> Tensor:
+        asked.append(arguments[10])
+        return arguments[0]
+
+    monkeypatch.setattr("monai.inferers.inferer.sliding_window_inference", swept)
+    inferer = window_inferer((8, 8, 8), 0.5, channels=MOST_LOGITS // 1000)
+    for edge in (9, 11):
+        inferer(torch.zeros(1, 1, edge, edge, edge), lambda x: x)
+    assert asked == [None, "cpu"]
 
 
 def test_flips_name_anatomical_axes() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from medical_diffusion.training import StepTrainer
 from medical_diffusion.training.allocator import keep_freed_memory
 from medical_diffusion.training.distributed import is_main_process
 
+LONGEST_WAIT = timedelta(hours=12)
+"""For the first process, which reads and preprocesses all volumes: ten minutes, the default, end large data sets."""
 PACKAGE_LOGGER = "medical_diffusion"
 TRACKING_KEY = "tracking_uri"
 SAMPLER_STEPS = {"ddpm": None, "ddim": 150, "dpmpp": 20}
@@ -42,7 +45,7 @@ def begin(distributed: bool = False) -> None:
                 "Start it with: torchrun --nproc_per_node N -m monai.bundle run --config_file \"['train.json', "
                 "'multi_gpu_train.json']\"",
             )
-        dist.init_process_group("nccl" if process_device() != "cpu" else "gloo")
+        dist.init_process_group("nccl" if process_device() != "cpu" else "gloo", timeout=LONGEST_WAIT)
     reject_unknown_overrides()
 
 

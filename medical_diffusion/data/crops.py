@@ -20,6 +20,7 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import per_axis
 
 GIB = 1 << 30
+KEYS = ("image", "label", "foreground", "spacing")
 CROPS = ("random", "center")
 DARKEST = -1.0
 
@@ -35,11 +36,11 @@ class CropDataset(Dataset):
 
     Args:
         source: preprocessed volumes with ``image`` (C, H, W, D) in [-1, 1], ``label`` (1, H, W, D) of channel numbers
-            and ``foreground`` of :class:`SampleForegroundd`.
+            and ``foreground`` of :class:`SampleForegroundd`; ``spacing`` (3,), mm, where augmentation is to know it.
         size: of the crops (H, W, D); a volume that is smaller is padded with -1 and background.
         crop: ``random``, or ``center`` (always the middle of the volume).
         foreground_share: probability that a random crop holds a voxel of a class drawn evenly among those there.
-        augmentation: ``(image, label, seed) -> (image, label)`` on crops, or None.
+        augmentation: ``(image, label, seed, spacing=...) -> (image, label)`` on crops, or None.
         seed: of crops and augmentation.
         cache_gb: memory in which volumes are kept, per process.
 
@@ -53,7 +54,7 @@ class CropDataset(Dataset):
         size: int | Sequence[int],
         crop: str = "random",
         foreground_share: float = 0.5,
-        augmentation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
+        augmentation: Callable[..., tuple[Tensor, Tensor]] | None = None,
         seed: int = 0,
         cache_gb: float = 2.0,
     ) -> None:
@@ -74,13 +75,15 @@ class CropDataset(Dataset):
         generator = torch.Generator().manual_seed(seed)
         image, label = self._cut(item, generator)
         if self.augmentation is not None:
-            image, label = self.augmentation(image, label, seed)
+            known = {"spacing": item["spacing"].tolist()} if "spacing" in item else {}
+            image, label = self.augmentation(image, label, seed, **known)
         return {"image": image.contiguous(), "label": label.long().contiguous()}
 
     def _volume(self, index: int) -> dict[str, Tensor]:
         if index in self._kept:
             return self._kept[index]
-        item = {key: self.source[index][key] for key in ("image", "label", "foreground")}
+        found = self.source[index]
+        item = {key: found[key] for key in KEYS if key in found}
         needed = sum(tensor.numel() * tensor.element_size() for tensor in item.values())
         if needed <= self.free_bytes:
             self.free_bytes -= needed

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +31,9 @@ PROBABILITIES = {
 FLIP_PROBABILITY = 0.5
 LARGEST_ROTATION = 15.0  # degrees
 LARGEST_SCALING = 0.15
-LARGEST_SHIFT = 4.0  # voxels
+LARGEST_SHIFT = 4.0  # of the finest voxel edge
 LARGEST_NOISE = 0.08  # of the range of the intensities
-LARGEST_BLUR = 1.0  # standard deviation, voxels
+LARGEST_BLUR = 1.0  # standard deviation, of the finest voxel edge
 BIAS_COEFFICIENTS = 0.2  # TorchIO's 0.5 multiplies corners by up to a hundred
 BIAS_ORDER = 2
 
@@ -84,13 +85,16 @@ class SegmentationAugmentation:
         self.probabilities = {**PROBABILITIES, **(probabilities or {})}
         self._chain: Any = None
 
-    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, image: Tensor, label: Tensor, seed: int, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    ) -> tuple[Tensor, Tensor]:
         """Augment one pair.
 
         Args:
             image: (C, H, W, D) in [-1, 1].
             label: (1, H, W, D) of whole numbers.
             seed: of all that is drawn.
+            spacing: voxel edges (H, W, D), whatever their unit: thick slices are turned as what they show, not sheared.
 
         Returns:
             the pair, of the same shapes and types; the image is clipped to [-1, 1], as preprocessing clips.
@@ -99,16 +103,22 @@ class SegmentationAugmentation:
 
         if self._chain is None:
             self._chain = self._build()
+        affine = np.diag([*self._edges(spacing), 1.0])
         subject = torchio.Subject(
             # gamma and the bias field are meant for intensities of one sign
-            image=torchio.ScalarImage(tensor=(image.float() + 1) / 2),
-            label=torchio.LabelMap(tensor=label),
+            image=torchio.ScalarImage(tensor=(image.float() + 1) / 2, affine=affine),
+            label=torchio.LabelMap(tensor=label, affine=affine),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             changed = self._chain(subject)
         image = (changed.image.data.to(image.dtype) * 2 - 1).clamp(-1, 1)
         return image, changed.label.data.to(label.dtype)
+
+    def _edges(self, spacing: Sequence[float]) -> list[float]:
+        """Voxel edges as multiples of the finest; an image has none in depth."""
+        edges = [float(edge) for edge in spacing[: 2 if self.planar else 3]]
+        return [*(edge / min(edges) for edge in edges), 1.0][:3]
 
     def _build(self) -> Any:
         import torchio

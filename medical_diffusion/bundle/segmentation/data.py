@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from monai.data import PersistentDataset
-from monai.transforms import Compose, EnsureTyped
+from monai.transforms import Compose, EnsureTyped, Transform
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from medical_diffusion.bundle.context import config_item
@@ -116,6 +117,7 @@ class SegmentationData:
                 *self.preprocessing,
                 EncodeLabelsd("label", list(self.class_values.values())),
                 SampleForegroundd("label"),
+                _AddSpacing(),
                 EnsureTyped(("image", "label", "foreground"), track_meta=False),
                 _Kept(),
             ]
@@ -123,14 +125,14 @@ class SegmentationData:
 
     @cached_property
     def key(self) -> str:
-        """Name of caches: hash of data, preprocessing and the settings that shape them."""
+        """Hash of data, preprocessing and the settings that shape them."""
         configs = [config_item(name) for name in CACHED_CONFIGS]
         return content_hash([self.lists.data, self.settings.of_stage("data"), configs])
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of the preprocessed volumes, one per :attr:`key`."""
-        return self.cache / f"labelled_{self.key[:24]}"
+        """Folder of the preprocessed volumes, one per :attr:`key` and times of the images' files."""
+        return self.cache / f"labelled_{content_hash([self.key, self.lists.stamps])[:24]}"
 
     def prepare(self) -> None:
         """Find and check the volumes, or make the phantoms, and preprocess them: before any training.
@@ -149,16 +151,9 @@ class SegmentationData:
 
     def _fill_cache(self) -> None:
         items = [*self.train, *self.validation]
-        dataset = PersistentDataset(items, self.transform, self.cache_dir)
-        faults = []
-        for n in tqdm(range(len(items)), "Preprocessing", unit="volume"):
-            try:
-                _ = dataset[n]
-            except Exception as error:  # MONAI wraps what a transform raises
-                user_error = find_user_error(error)
-                if user_error is None:
-                    raise
-                faults.append(Fault.from_error(Path(items[n]["image"]), user_error))
+        filled = _Filled(PersistentDataset(items, self.transform, self.cache_dir), items)
+        loader = DataLoader(filled, batch_size=None, num_workers=self.settings.num_workers)
+        faults = [fault for fault in tqdm(loader, "Preprocessing", unit="volume") if fault is not None]
         raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out")
 
     def stored_settings(self) -> dict[str, Any]:
@@ -209,6 +204,36 @@ def _shaping(config: Any) -> Any:
     return {k: v for k, v in config.items() if k not in NOT_SHAPING} if isinstance(config, dict) else config
 
 
+class _AddSpacing(Transform):
+    """Voxel edges of the image as (3,), mm, which augmentation needs to turn it as a body turns.
+
+    A Transform, since MONAI's cache ends before the first step that is none.
+    """
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, "spacing": torch.as_tensor(item["image"].pixdim, dtype=torch.float32)}
+
+
+class _Filled(Dataset):
+    """Preprocesses by index; gives the fault where a volume can not be."""
+
+    def __init__(self, dataset: PersistentDataset, items: Sequence[dict[str, Any]]) -> None:
+        self.dataset, self.items = dataset, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Fault | None:
+        try:
+            _ = self.dataset[index]
+        except Exception as error:  # MONAI wraps what a transform raises
+            user_error = find_user_error(error)
+            if user_error is None:
+                raise
+            return Fault.from_error(Path(self.items[index]["image"]), user_error)
+        return None
+
+
 class _Kept:
     """Keeps the tensors alone; finite, the label map in bytes."""
 
@@ -220,4 +245,5 @@ class _Kept:
             "image": image.contiguous(),
             "label": item["label"].to(torch.uint8).contiguous(),
             "foreground": item["foreground"].int(),
+            "spacing": item["spacing"],
         }

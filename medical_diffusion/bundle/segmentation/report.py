@@ -62,7 +62,7 @@ class SegmentationReport:
         columns: list[list[np.ndarray]] = []
         cases: list[dict[str, Any]] = []
         for item in tqdm(items, "Evaluating", unit="volume"):
-            segmentation = self.segmenter({"image": item["image"]})
+            segmentation = self.segmenter({key: item[key] for key in ("image", "series_uid") if key in item})
             label = encode({"label": load_volume(item["label"], allow_planar=True, channels=1)})["label"]
             reference = np.asarray(label)
             spacing = np.linalg.norm(segmentation.affine[:3, :3], axis=0).tolist()
@@ -70,7 +70,7 @@ class SegmentationReport:
             scored.append((item, scores))
             case = {"subject": item["subject"], "image": item["image"], "dice": {n: s.dice for n, s in scores.items()}}
             if len(columns) < PICTURED:
-                image = np.asarray(load_volume(item["image"], allow_planar=True))
+                image = np.asarray(load_volume(item["image"], item.get("series_uid"), allow_planar=True))
                 columns.append(agreement_planes(image, segmentation.channels, reference, segmentation.affine))
                 case["overlay"] = self._write_overlay(len(columns), columns[-1])
             cases.append(case)

@@ -22,6 +22,8 @@ from medical_diffusion.precision import amp_dtype, autocast
 
 DARKEST = -1.0
 SWEPT_AT_ONCE = 4
+MOST_LOGITS = 1 << 28
+"""Voxels x channels whose logits stay on the device: 1 GiB in full precision."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,14 @@ def to_grid(probabilities: Tensor, affine: Tensor, target: np.ndarray, shape: Se
     return channels.numpy()
 
 
-def window_inferer(image_size: Sequence[int], overlap: float) -> SlidingWindowInferer:
-    """MONAI's sliding window of the crops' size; windows are blended by a Gaussian, so that seams do not show."""
+def window_inferer(image_size: Sequence[int], overlap: float, channels: int = 2) -> SlidingWindowInferer:
+    """MONAI's sliding window of the crops' size; windows are blended by a Gaussian, so that seams do not show.
+
+    Args:
+        image_size: of the windows.
+        overlap: of neighbours, as a share of their size.
+        channels: of the logits; from ``MOST_LOGITS`` on those of the whole volume lie in the memory of the CPU.
+    """
     return SlidingWindowInferer(
         roi_size=tuple(image_size),
         sw_batch_size=SWEPT_AT_ONCE,
@@ -107,4 +115,5 @@ def window_inferer(image_size: Sequence[int], overlap: float) -> SlidingWindowIn
         mode="gaussian",
         padding_mode="constant",
         cval=DARKEST,
+        cpu_thresh=MOST_LOGITS // channels,
     )

@@ -117,9 +117,23 @@ def images_to_segment(source: str | Path, planar: bool = False) -> list[dict[str
     items = []
     for volume in find_volumes(path, planar=planar):
         relative = volume.path.relative_to(path)
-        item = {"image": str(volume.path), "name": relative.with_name(stem_of(volume.path)).as_posix()}
+        # the folder itself may be a series
+        name = relative.with_name(stem_of(volume.path)).as_posix() if relative.parts else volume.path.resolve().name
+        item = {"image": str(volume.path), "name": name}
         items.append({**item, "series_uid": volume.series_uid} if volume.series_uid else item)
     return items
+
+
+def _refuse_one_name(items: Sequence[Mapping[str, Any]], writer: SegmentationWriter) -> None:
+    first: dict[Path, str] = {}
+    for item in items:
+        other = first.setdefault(writer.path_of(item), item["image"])
+        if other != item["image"]:
+            raise UserError(
+                "images must have different names, by which their label maps are called",
+                f"{other} and {item['image']}",
+                "Rename one of them, or segment them into different folders",
+            )
 
 
 class ImagesToSegment:
@@ -143,9 +157,15 @@ class ImagesToSegment:
 
     @cached_property
     def all(self) -> list[dict[str, Any]]:
-        """All of them, those that are segmented included."""
+        """All of them, those that are segmented included.
+
+        Raises:
+            UserError: nothing there that can be read, or two whose maps would have one name.
+        """
         if self.source is not None:
-            return images_to_segment(self.source, self.planar)
+            items = images_to_segment(self.source, self.planar)
+            _refuse_one_name(items, self.writer)
+            return items
         lists = self.fallback.lists
         return [{"image": i["image"], "name": i["subject"]} for i in (lists.test or lists.validation)]
 

@@ -12,7 +12,7 @@ from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.discovery import is_container
 from medical_diffusion.data.listing.tables import ListedImage
 from medical_diffusion.data.listing.volume_file import VolumeFile
-from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
+from medical_diffusion.data.reading.formats import first_channel, is_flat_format, kind_of, stem_of, supported
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,10 @@ def locate(
 ) -> tuple[list[VolumeFile], list[Fault]]:
     """The files that a list names; faults for rows whose file is missing, no image, or named before.
 
-    A relative path is looked for below ``root``, then beside the list. Without a subject column the subject is the BIDS
-    entity or the patient's folder in the path; otherwise each image is a subject of its own, called as it is where the
-    folder is searched without a list (``imagesTr/case_1.nii.gz`` is ``case_1``), so that both are split alike.
+    A relative path is looked for below ``root``, then beside the list, each also with nnU-Net's ``_0000``. Without a
+    subject column the subject is the BIDS entity or the patient's folder in the path; otherwise each image is a subject
+    of its own, called as it is where the folder is searched without a list (``imagesTr/case_1.nii.gz`` is ``case_1``),
+    so that both are split alike.
 
     Args:
         entries: of ``read_table``.
@@ -39,9 +40,10 @@ def locate(
     volumes: list[VolumeFile] = []
     faults: list[Fault] = []
     first_place: dict[Path, str] = {}
-    alike = Counter(_own_name(entry.path, root) for entry in entries)
-    for entry in entries:
-        path, fault = _find(entry, entry.path, table, root)
+    found = [_find(entry, entry.path, table, root) for entry in entries]
+    own_names = [_own_name(path, root, table.parent) for path, _ in found]
+    times = Counter(own_names)
+    for entry, (path, fault), own_name in zip(entries, found, own_names, strict=True):
         segmentation = None
         if fault is None and entry.segmentation is not None:
             segmentation, fault = _find(entry, entry.segmentation, table, root)
@@ -55,7 +57,8 @@ def locate(
         if fault is not None or kind is None:
             faults += [fault] if fault is not None else []
             continue
-        subject = entry.subject or _subject(entry.path, root, alike)
+        # one numbering for each of train and test tells nothing of patients: then the folders belong to the name
+        subject = entry.subject or _subject(entry.path, path, own_name if times[own_name] == 1 else None)
         volumes.append(
             VolumeFile(
                 path,
@@ -78,8 +81,9 @@ def _find(entry: ListedImage, name: str, table: Path, root: Path) -> tuple[Path,
     if not relative.is_absolute() and "\\" in name and not (root / relative).exists():
         relative = Path(name.replace("\\", "/"))
     for folder in (root, table.parent):
-        if (folder / relative).exists():
-            return folder / relative, None
+        for path in (folder / relative, first_channel(folder / relative)):
+            if path.exists():
+                return path, None
     value = f"{entry.place}: no such file below {root} or beside the list"
     return root / relative, Fault(root / relative, f"a file that {table.name} names must exist", value, "Fetch it")
 
@@ -92,20 +96,16 @@ def _no_image(entry: ListedImage, path: Path, planar: bool) -> Fault:
     return Fault(path, "a file that a datalist names must be an image", value, f"Supported: {supported(planar)}")
 
 
-def _subject(name: str, root: Path, alike: Counter[str]) -> str:
+def _subject(name: str, path: Path, own_name: str | None) -> str:
     name = name.replace("\\", "/")
     found = _BIDS.search(name) or _PATIENT_FOLDER.search(name)
     if found:
         return found.group(1)
-    own = _own_name(name, root)
-    path = Path(name)
-    # one numbering for each of train and test tells nothing of patients
-    return own if alike[own] == 1 else path.with_name(stem_of(path)).as_posix()
+    return own_name if own_name is not None else Path(name).with_name(stem_of(path)).as_posix()
 
 
-def _own_name(name: str, root: Path) -> str:
-    """A path below the dataset's folder without its suffix and without folders that name no patient."""
-    path = Path(name.replace("\\", "/"))
-    path = path.relative_to(root) if path.is_relative_to(root) else path
-    folders = [part for part in path.parts[:-1] if not is_container(part)]
+def _own_name(path: Path, *roots: Path) -> str:
+    """A path below one of the folders, without its suffix and without folders that name no patient."""
+    relative = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path)
+    folders = [part for part in relative.parts[:-1] if not is_container(part)]
     return Path(*folders, stem_of(path)).as_posix()

@@ -52,7 +52,10 @@ class LabelMap:
 
 
 def survey(
-    pairs: Sequence[tuple[Path, Path]], planar: bool = False, memory: Path | None = None
+    pairs: Sequence[tuple[Path, Path]],
+    planar: bool = False,
+    memory: Path | None = None,
+    series: Sequence[str | None] | None = None,
 ) -> tuple[list[LabelMap | None], list[Fault]]:
     """Read the headers of images and label maps and the voxels of label maps.
 
@@ -60,6 +63,7 @@ def survey(
         pairs: paths of (image, label map).
         planar: images of depth 1 are welcome.
         memory: JSON file that keeps what was found for the next run.
+        series: UIDs of the images' series, where a DICOM folder holds several.
 
     Returns:
         what each label map holds (None where it can not be read), and all faults.
@@ -68,11 +72,13 @@ def survey(
     found: list[LabelMap | None] = []
     faults: list[Fault] = []
     fresh: dict[str, Any] = {}
-    for image, label in tqdm(pairs, "Checking label maps", unit="map", disable=len(pairs) < _SILENT_BELOW):
-        mark = [_mark(image), _mark(label), planar]
+    uids = series or [None] * len(pairs)
+    bar = tqdm(pairs, "Checking label maps", unit="map", disable=len(pairs) < _SILENT_BELOW)
+    for (image, label), uid in zip(bar, uids, strict=True):
+        mark = [_mark(image), _mark(label), planar, uid]
         entry = known.get(str(label))
         if entry is None or entry["mark"] != mark:
-            problems = _pair_faults(image, label, planar)
+            problems = _pair_faults(image, label, planar, uid)
             held = None if problems else _read(label, problems)
             faults += problems
             if held is None:
@@ -111,13 +117,13 @@ def value_faults(
     return faults
 
 
-def _pair_faults(image: Path, label: Path, planar: bool) -> list[Fault]:
+def _pair_faults(image: Path, label: Path, planar: bool, series_uid: str | None) -> list[Fault]:
     """Faults of the two headers, each alone and beside the other."""
     headers: list[VolumeHeader] = []
     faults: list[Fault] = []
-    for path in (image, label):
+    for path, uid in ((image, series_uid), (label, None)):
         try:
-            headers.append(read_header(path))
+            headers.append(read_header(path, uid))
         except UserError as error:
             faults.append(Fault.from_error(path, error))
         else:

@@ -20,7 +20,7 @@ from medical_diffusion.data.listing.entries import locate
 from medical_diffusion.data.listing.manifest import Manifest, load_manifest
 from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.listing.volume_file import VolumeFile
-from medical_diffusion.data.reading.formats import kind_of, stem_of
+from medical_diffusion.data.reading.formats import FIRST_CHANNEL, kind_of, stem_of
 from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ MSD_LIST = "dataset.json"
 PHANTOM_LIST = "phantoms.json"
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "segmentation", "seg")
 _IMAGE_FOLDER = re.compile(r"(?:images?|volumes?)(tr|ts)?", re.IGNORECASE)
-_CHANNEL = re.compile(r"_0000$")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def find_pairs(
     """Images with their label maps, ordered by path.
 
     Args:
-        dataset_dir: folder of the data; a ``dataset.json`` in it is read where nothing else is named.
+        dataset_dir: folder of the data; where nothing else is named, a ``dataset.json`` in it is the list, or, without
+            ``training`` (nnU-Net), says the names of the classes.
         manifest: path or packaged name of a manifest that says where label maps lie.
         datalist: a list that names images and label maps.
         planar: images of depth 1 are welcome.
@@ -73,7 +73,7 @@ def find_pairs(
     stated_by = salt = ""
     if manifest is not None and datalist is not None:
         raise UserError("labelled images come from one of manifest and datalist", "both")
-    if manifest is None and datalist is None and (root / MSD_LIST).is_file():
+    if manifest is None and datalist is None and _names_images(root / MSD_LIST):
         datalist = root / MSD_LIST
     if manifest is not None:
         rules = load_manifest(manifest)
@@ -86,9 +86,20 @@ def find_pairs(
         names, stated_by = _stated_names(table), table.name
     else:
         volumes, faults = _by_folders(root, planar)
-        names, stated_by = _stated_names(root / PHANTOM_LIST), PHANTOM_LIST
+        stated_by = MSD_LIST if (root / MSD_LIST).is_file() else PHANTOM_LIST
+        names = _stated_names(root / stated_by)
     volumes.sort(key=lambda volume: volume.path.as_posix())
     return Pairs(volumes, faults, names, stated_by if names else "", salt)
+
+
+def _names_images(file: Path) -> bool:
+    """Whether a ``dataset.json`` is a list (a damaged one is told as such); that of nnU-Net only names classes."""
+    if not file.is_file():
+        return False
+    try:
+        return "training" in json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
 
 
 def _by_manifest(root: Path, rules: Manifest, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
@@ -135,7 +146,7 @@ def _by_folders(root: Path, planar: bool) -> tuple[list[VolumeFile], list[Fault]
             folders[folder] = {stem_of(path): path for path in sorted(folder.iterdir()) if kind_of(path, planar)}
         stem = stem_of(volume.path)
         known = folders.get(folder, {}) if folder is not None else {}
-        label = known.get(stem) or known.get(_CHANNEL.sub("", stem))
+        label = known.get(stem) or known.get(stem.removesuffix(FIRST_CHANNEL))
         if label is None:
             where = folder.relative_to(root).as_posix() if folder is not None else "a folder labels beside images"
             faults.append(_no_label(volume.path, where))
@@ -160,7 +171,7 @@ def _by_folders(root: Path, planar: bool) -> tuple[list[VolumeFile], list[Fault]
 
 def _label_folders(root: Path, image: Path) -> list[Path]:
     """Where the label map of an image may lie."""
-    parts = image.parent.relative_to(root).parts
+    parts = image.parent.relative_to(root).parts if image != root else ()
     for place in reversed(range(len(parts))):
         found = _IMAGE_FOLDER.fullmatch(parts[place])
         if found:

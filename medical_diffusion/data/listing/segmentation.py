@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
+from medical_diffusion.data.listing.exposure import content_mark
 from medical_diffusion.data.listing.label_maps import BACKGROUND, LabelMap, survey, value_faults
 from medical_diffusion.data.listing.pairs import Pairs, find_pairs
 from medical_diffusion.data.listing.source import stated_split
 from medical_diffusion.data.listing.split import split_subjects
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.errors import UserError, did_you_mean
+from medical_diffusion.files import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ WHOLE = 100.0
 
 @dataclass(frozen=True)
 class LabelledList:
-    """Items ``{"image": path, "label": path, "subject": id}`` for MONAI datasets.
+    """Items ``{"image": path, "label": path, "subject": id}`` for MONAI datasets; "series_uid" where one is chosen.
 
     Attributes:
         train: the labelled share of the training part.
@@ -40,6 +42,7 @@ class LabelledList:
             background and all values that are not named.
         data: changes with the files, the split and the classes, not with the share; a copied folder keeps it.
         fingerprint: changes with the share too.
+        stamps: changes with the time of any image too, for caches: ``data`` looks into the ends of image files only.
     """
 
     train: list[dict[str, Any]]
@@ -48,6 +51,7 @@ class LabelledList:
     classes: dict[str, int]
     data: str
     fingerprint: str
+    stamps: str = ""
 
     def subjects(self, part: str) -> list[str]:
         """Ids of a part's subjects, sorted."""
@@ -88,7 +92,7 @@ def build_labelled_list(
     """
     pairs = find_pairs(dataset_dir, manifest, datalist, planar)
     files = [(volume.path, _label_of(volume)) for volume in pairs.volumes]
-    maps, faults = survey(files, planar, memory)
+    maps, faults = survey(files, planar, memory, [volume.series_uid for volume in pairs.volumes])
     values = _stated_values(pairs, maps)
     chosen = _choose(pairs, values, classes)
     named = values if pairs.names or classes is None else {value: name for name, value in chosen.items()}
@@ -96,24 +100,29 @@ def build_labelled_list(
     raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out of the folder")
     wanted = set(chosen.values())
     held = zip(pairs.volumes, maps, strict=True)
-    foreground = {volume.path: labels.foreground & wanted for volume, labels in held if labels is not None}
+    foreground = {_label_of(volume): labels.foreground & wanted for volume, labels in held if labels is not None}
     _check_foreground(foreground.values(), str(dataset_dir), chosen)
     parts = _assign(pairs, validation_fraction, test_fraction, training)
     candidates = [subject for subject, part in parts.items() if part == "train"]
     share = set(draw_share(candidates, label_fraction, subset_seed)) if training or candidates else set()
     lists: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
+    digest, stamps = hashlib.sha256(repr(sorted(chosen.items())).encode()), hashlib.sha256()
     for volume in pairs.volumes:
         part, label = parts[volume.subject], _label_of(volume)
-        mark = [f"{path.name}:{path.stat().st_size}:{_checksum(path)}" for path in (volume.path, label)]
-        digest.update(f"{part}\n{volume.subject}\n{mark}\n".encode())
+        marks = content_mark(volume.path, volume.series_uid), _whole_mark(label)
+        digest.update(f"{part}\n{volume.subject}\n{volume.path.name}\n{label.name}\n{marks}\n".encode())
+        status = volume.path.stat()
+        stamps.update(f"{volume.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
         if part != "train" or volume.subject in share:
-            lists[part].append({"image": str(volume.path), "label": str(label), "subject": volume.subject})
+            item = {"image": str(volume.path), "label": str(label), "subject": volume.subject}
+            lists[part].append(item | ({"series_uid": volume.series_uid} if volume.series_uid else {}))
     whole = digest.hexdigest()
     digest.update("\n".join(sorted(share)).encode())
     if lists["train"] or training:
         _check_share(lists["train"], foreground, chosen, label_fraction)
-    result = LabelledList(**lists, classes=chosen, data=whole, fingerprint=digest.hexdigest())
+    result = LabelledList(
+        **lists, classes=chosen, data=whole, fingerprint=digest.hexdigest(), stamps=stamps.hexdigest()
+    )
     logger.info("Labelled images of %s: %s", dataset_dir, result)
     return result
 
@@ -205,7 +214,7 @@ def _assign(pairs: Pairs, validation_fraction: float, test_fraction: float, trai
 def _check_share(
     train: Sequence[dict[str, Any]], foreground: dict[Path, frozenset[int]], classes: dict[str, int], percent: float
 ) -> None:
-    counts = Counter(value for item in train for value in foreground[Path(item["image"])])
+    counts = Counter(value for item in train for value in foreground[Path(item["label"])])
     if not counts:
         raise UserError(
             "label_fraction must leave a foreground to learn from",
@@ -218,10 +227,6 @@ def _check_share(
         logger.warning("No label map of these %d training volumes holds %s: it will not be learnt", len(train), shown)
 
 
-def _checksum(path: Path) -> str:
-    """Of the last bytes, where a gzip file keeps its own checksum, or of the folder's names for a DICOM series."""
-    if path.is_dir():
-        return hashlib.sha256("\n".join(sorted(p.name for p in path.iterdir())).encode()).hexdigest()[:16]
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        return hashlib.sha256(file.read()).hexdigest()[:16]
+def _whole_mark(label: Path) -> str:
+    """Of a label map: all of its bytes, since a correction may change a single voxel."""
+    return content_mark(label) if label.is_dir() else file_hash(label)

@@ -13,6 +13,7 @@ from medical_diffusion.data.reading.dicom import is_dicom
 
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")
+FIRST_CHANNEL = "_0000"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SUPPORTED = (
     "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), DICOM series in folders, NumPy stacks "
@@ -78,8 +79,16 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """Name of a file without its suffix, ``.nii.gz`` included."""
+    """Name of a file without its suffix, ``.nii.gz`` included; a folder keeps all of its name, which may be a UID."""
+    if path.is_dir():
+        return path.name
     return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def first_channel(path: Path) -> Path:
+    """The file that nnU-Net calls ``case_0000.nii.gz`` where a list says ``case.nii.gz``."""
+    stem = stem_of(path)
+    return path.with_name(f"{stem}{FIRST_CHANNEL}{path.name[len(stem) :]}")
 
 
 def supported(planar: bool = False) -> str:
