@@ -584,7 +584,7 @@ def test_a_misspelt_option_and_weights_that_do_not_fit_are_told_before_any_run(
     weights: list[str], repository: Path, tmp_path: Path
 ) -> None:
     plan: dict[str, Any] = {"fractions": (5,), "repeats": 1}
-    options = {**TINY, "num_phantoms": 3}
+    options = TINY
     with pytest.raises(UserError, match=r"override must name an option.*--stepps.*Did you mean.*No run was begun"):
         run_label_efficiency_study(repository / BUNDLE, tmp_path / "a", options={**options, "stepps": 3}, **plan)
     with pytest.raises(UserError, match=r"run: synthetic, 5 %.*No run was begun"):

@@ -36,7 +36,8 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
         logger.info("To fine-tune on your own labelled volumes: --dataset_dir DIR --pretrained PATH/model.pt")
     else:
         logger.info("Fine-tuning on %s, crops of %s voxels.", settings.dataset_dir, size)
-    check_held_out(settings, data)
+    if is_main_process():  # the others wait until it has found or made the volumes
+        check_held_out(settings, data)
     data.prepare()
     warn_of_other_volumes(settings, data)
     count = len(data.lists.subjects("train"))
