@@ -10,8 +10,9 @@ import torch
 from report_images import smooth, write
 
 from medical_diffusion.__main__ import main
-from medical_diffusion.cli.evaluate import named_folders
+from medical_diffusion.cli.evaluate import gate, named_folders
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.copy_rate import clopper_pearson, samples_to_prove
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,9 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
         (["--synthetic", "honest", "--fail-if-memorised", "0.01"], "needs the training images"),
         (["--synthetic", "honest", "--fail-if-memorised", "1"], r"must be a rate in \[0, 1\)"),
         (["--synthetic", "missing"], "must be an existing folder"),
+        (["--synthetic", "honest", "--output", "honest/report"], "--output must not lie in a folder.*honest/report in"),
+        (["--synthetic", "honest", "--output", "real"], "--output must not lie in a folder.*real in real"),
+        (["--synthetic", "honest", "--cache_dir", "honest"], "--cache_dir must not lie in a folder of images"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -132,7 +136,7 @@ def test_bad_input_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folders)
-    assert evaluate("--real", "real", *words, "--output", tmp_path) == 1
+    assert evaluate("--real", "real", "--output", tmp_path, *words) == 1
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -142,6 +146,38 @@ def test_a_folder_that_can_not_be_written_is_named_first(
     (tmp_path / "file").write_text("")
     assert evaluate("--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path / "file") == 1
     assert "output folder must be writable" in capsys.readouterr().err
+
+
+def rates(flagged: int, count: int) -> dict:
+    low, high = clopper_pearson(flagged, count)
+    return {"gan": {"figures": {"copy_rate": {"value": flagged / count, "low": low, "high": high, "n": count}}}}
+
+
+def test_the_gate_holds_what_it_has_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(rates(0, 400), 0.01, {"gan": 3, "real": 1}) == 1
+    assert "not released: 3 samples of gan could not be read" in capsys.readouterr().err
+    assert gate(rates(0, 400), 0.01, {"gan": 0, "real": 1}) == 0
+    assert gate(rates(0, 400), None, {"gan": 3}) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_gate_says_when_samples_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(rates(0, 40), 0.01) == 0
+    told = capsys.readouterr().err
+    assert "warning: gan: 40 samples can not prove a copy rate of at most 1 %" in told
+    assert "368 samples without any copy would" in told
+    assert gate(rates(0, 40), 0.0) == 0
+    assert "no number of samples can" in capsys.readouterr().err
+    assert gate(rates(0, 368), 0.01) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.01, 0.2, 0.98])
+def test_the_samples_that_prove_a_limit_are_the_fewest(limit: float) -> None:
+    count = samples_to_prove(limit)
+    assert count is not None
+    assert clopper_pearson(0, count)[1] <= limit
+    assert count == 1 or clopper_pearson(0, count - 1)[1] > limit
 
 
 def test_names_of_generators(tmp_path: Path) -> None:

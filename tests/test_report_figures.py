@@ -31,12 +31,23 @@ def test_p_is_small_where_one_generator_is_worse_and_not_where_they_are_alike() 
 def test_large_sets_are_tested_in_part_and_small_ones_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparisons, "MOST_SAMPLES", {"fid": 20, "kid": 30})
     (entry,) = compare({"real": normal(60, 0), "a": normal(50, 1), "b": normal(25, 2)}, ["a", "b"])
-    assert (entry["n_fid"], entry["n_kid"]) == ([20, 20], [30, 25])
+    assert (entry["n_fid"], entry["n_kid"]) == ([20, 20], [25, 25])
     assert "20 and 20 samples" in comparison(entry)
     assert "pairs" not in comparison(entry)
     (entry,) = compare({"real": normal(60, 0), "a": normal(50, 1), "b": normal(1, 2)}, ["a", "b"])
     assert entry["p_fid"] is None
     assert "at least 2 samples" in comparison(entry)
+
+
+def test_unequal_numbers_hide_no_difference() -> None:
+    """With many features FID's bias at 24 samples exceeds what sets the two apart."""
+    real, worse, good = (
+        np.random.default_rng(seed).normal(size=(count, 30)).astype(np.float32)
+        for seed, count in ((0, 200), (1, 200), (2, 24))
+    )
+    (entry,) = compare({"real": real, "worse": 1.6 * worse, "good": good}, ["worse", "good"])
+    assert entry["n_fid"] == entry["n_kid"] == [24, 24]
+    assert entry["p_fid"] < 0.02
 
 
 def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

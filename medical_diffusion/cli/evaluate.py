@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medical_diffusion.cli import GROUPS
 from medical_diffusion.errors import UserError, did_you_mean
@@ -90,10 +90,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("--fail-if-memorised must be a rate in [0, 1)", limit)
     if limit is not None and arguments.train is None:
         raise UserError("--fail-if-memorised needs the training images", "no --train", "Pass --train DIR")
-    output = check_writable(arguments.output)
-    cache = check_writable(arguments.cache_dir or output / "cache")
     folders = named_folders(arguments.synthetic)
     train_folder = {} if arguments.train is None else {"train": arguments.train}
+    cache_dir = Path(arguments.cache_dir or Path(arguments.output) / "cache")
+    _check_apart(
+        {"output": arguments.output, "cache_dir": cache_dir},
+        [arguments.real, *folders.values(), *train_folder.values()],
+    )
+    output, cache = check_writable(arguments.output), check_writable(cache_dir)
     labels = labels_of_sets(arguments.labels, ["real", *folders, *train_folder])
     if arguments.utility_steps is not None and not labels:
         raise UserError("--utility_steps belongs to the utility test", "no --labels", "Pass --labels")
@@ -131,16 +135,28 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     for warning in report["warnings"]:
         print(f"warning: {warning}")
     print(f"report: {path}")
-    return gate(report["generators"], limit)
+    return gate(report["generators"], limit, {name: len(files) for name, files in report["unreadable"].items()})
 
 
-def gate(generators: dict, limit: float | None) -> int:
-    """Exit status: 1, with a sentence on stderr, when a generator copies more than ``limit``."""
+def gate(generators: Mapping[str, Any], limit: float | None, unreadable: Mapping[str, int] | None = None) -> int:
+    """Exit status: 1, with a sentence on stderr, when a generator copies more than ``limit`` or was not seen whole.
+
+    Where the rate is within the limit but the upper end of its interval is not, a warning says so; the status stays 0.
+
+    Args:
+        generators: of ``report.json``.
+        limit: of the copy rate; None lets everything pass.
+        unreadable: how many samples of each generator could not be read.
+    """
     if limit is None:
         return 0
     status = 0
     for name, generator in generators.items():
         entry = generator["figures"]["copy_rate"]
+        if missed := (unreadable or {}).get(name, 0):
+            sentence = f"{missed} samples of {name} could not be read, so it is not known whether they are copies"
+            print(f"not released: {sentence}. Repair or remove them", file=sys.stderr)
+            status = MEMORISED
         if entry["value"] is None:
             print(f"not released: copies of {name} could not be counted: {entry['reason']}", file=sys.stderr)
             status = MEMORISED
@@ -148,7 +164,29 @@ def gate(generators: dict, limit: float | None) -> int:
             sentence = f"{100 * entry['value']:.2f} % of its samples are copies of training images"
             print(f"memorised: {name}: {sentence}, more than the {100 * limit:g} % allowed", file=sys.stderr)
             status = MEMORISED
+        elif entry["high"] > limit:
+            print(f"warning: {name}: {_unproven(entry, limit)}", file=sys.stderr)
     return status
+
+
+def _unproven(entry: Mapping[str, Any], limit: float) -> str:
+    from medical_diffusion.evaluation.copy_rate import samples_to_prove
+
+    needed = samples_to_prove(limit)
+    remedy = "no number of samples can" if needed is None else f"{needed} samples without any copy would"
+    return (
+        f"{entry['n']} samples can not prove a copy rate of at most {100 * limit:g} %: the interval of "
+        f"{100 * entry['value']:.2f} % reaches {100 * entry['high']:.2f} %; {remedy}"
+    )
+
+
+def _check_apart(written: Mapping[str, str | Path], read: Sequence[str]) -> None:
+    """Refuse to write where images are read: the report's pictures would be samples of the next run."""
+    for option, target in written.items():
+        for folder in read:
+            if Path(target).expanduser().resolve().is_relative_to(Path(folder).expanduser().resolve()):
+                rule = f"--{option} must not lie in a folder of images, whose next report would count its pictures"
+                raise UserError(rule, f"{target} in {folder}", "Pass a folder beside them")
 
 
 def named_folders(given: list[str]) -> dict[str, str]:

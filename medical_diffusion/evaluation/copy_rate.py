@@ -179,6 +179,17 @@ def clopper_pearson(successes: int, count: int, level: float = 0.95) -> tuple[fl
     return low, high
 
 
+def samples_to_prove(limit: float) -> int | None:
+    """Smallest number of samples of which none is a copy whose interval ends at ``limit`` or below; None for 0.
+
+    Without copies the upper end is ``1 - 0.025^(1/n)``.
+    """
+    if limit <= 0:
+        return None
+    count = max(1, math.floor(math.log(0.025) / math.log1p(-limit)))
+    return count if clopper_pearson(0, count)[1] <= limit else count + 1
+
+
 class _Chosen(Sequence[Tensor]):
     """Some images of a sequence."""
 
