@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bundle_runs import BUNDLE, ROOT, TINY_TRAINING, as_arguments, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from medical_diffusion.bundle import session
 from medical_diffusion.errors import find_user_error
 
 
@@ -51,3 +53,14 @@ def test_overlay_without_torchrun_says_how_to_start_it(tmp_path: Path, monkeypat
     with pytest.raises(RuntimeError) as failure:
         run("train", **{**TINY_TRAINING, "distributed": True}, run_dir=str(tmp_path))
     assert "overlay for torchrun" in str(find_user_error(failure.value))
+
+
+def test_processes_wait_for_hours_while_the_first_prepares_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(session.dist, "init_process_group", lambda _, **options: asked.update(options))
+    for place, name in ((session.hook, "install"), (session, "keep_freed_memory"), (session, "_log_plainly")):
+        monkeypatch.setattr(place, name, lambda: None)
+    monkeypatch.setattr(session, "reject_unknown_overrides", lambda: None)
+    session.begin(distributed=True)
+    assert asked["timeout"].total_seconds() >= 6 * 3600

@@ -300,7 +300,8 @@ def test_a_constant_volume_is_told_before_training(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     for n in (4, 7):
         write_nifti(folder / "images" / f"case_{n}.nii.gz", np.ones(SHAPE, dtype=np.float32))
-    message = failure_of("train", **TINY, dataset_dir=str(folder), run_dir=str(tmp_path / "run"), test_fraction=0)
+    options = {**TINY, "dataset_dir": str(folder), "run_dir": str(tmp_path / "run"), "num_workers": 2}
+    message = failure_of("train", **options, test_fraction=0)
     assert "case_4" in message and "case_7" in message and "needs a volume that varies" in message
 
 

@@ -275,6 +275,9 @@ def test_pretraining_on_samples_drawn_on_the_way(diffusion: Path, tmp_path: Path
     pretrain(**VOLUMES, **source, source_repeats=2, run_dir=str(tmp_path))
     content = load_tensors(tmp_path / "models" / "model.pt")
     assert content["step"] == 3 and content["settings"]["image_size"] == TINY_TRAINING["image_size"]
+    stored = load_tensors(diffusion / "models" / "model.pt")["settings"]
+    for name in ("intensity", "window"):
+        assert content["settings"][name] == stored[name], "samples come as the diffusion model's volumes were mapped"
     assert (tmp_path / "preview.png").is_file()
     assert "from --dataset_dir or from --source_bundle" in refused(**VOLUMES, **source, dataset_dir=str(tmp_path))
 
