@@ -17,6 +17,7 @@ from medical_diffusion.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_interval,
     bootstrap_means,
+    bootstrap_ratio,
 )
 
 
@@ -88,6 +89,18 @@ def test_resamples_of_equal_size_draw_the_same_subjects() -> None:
     np.testing.assert_allclose(bootstrap_means(a) - bootstrap_means(b), bootstrap_means(a - b), atol=1e-12)
 
 
+def test_a_ratio_holds_the_chance_of_both_sides() -> None:
+    """The variance of a ratio of means is, relative to its square, the sum of those of the means."""
+    a, b = skewed(200) + 3, skewed(150, seed=1) + 3
+    found = bootstrap_ratio(a, b, resamples=4000)
+    assert found.value == pytest.approx(a.mean() / b.mean())
+    assert found.n == 200
+    relative = math.sqrt(a.var() / a.mean() ** 2 / 200 + b.var() / b.mean() ** 2 / 150)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * relative * found.value, rel=0.08)
+    assert math.isnan(bootstrap_ratio(a, b[:1]).low)
+    assert bootstrap_ratio(a, b[:1]).value == pytest.approx(a.mean() / b[0])
+
+
 def test_little_data_is_not_given_a_width() -> None:
     none, one = bootstrap_interval([]), bootstrap_interval([0.25])
     assert math.isnan(none.value) and none.n == 0 and math.isnan(bootstrap_deviation([]))
@@ -114,6 +127,7 @@ def test_goes_into_json_and_text() -> None:
         (lambda: bootstrap_interval([0.1], level=95), "between 0 and 1.*95"),
         (lambda: bootstrap_interval([0.1], level=1), "between 0 and 1.*1"),
         (lambda: bootstrap_difference([0.1, 0.2], [0.1]), "values of the same subjects.*2 and 1 values"),
+        (lambda: bootstrap_ratio([0.1, 0.2], [0.0, 0.0]), "mean that is not 0 to divide by.*2 values"),
         (lambda: bootstrap_deviation([0.1], resamples=0), "at least 2 resamples.*0"),
     ],
 )

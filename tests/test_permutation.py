@@ -14,7 +14,9 @@ from medical_diffusion.evaluation.permutation import (
     permutation_test_fid,
     permutation_test_kid,
     real_floor,
+    real_floors,
     subsample_interval,
+    subsample_intervals,
 )
 
 
@@ -86,6 +88,28 @@ def test_subsampling_gives_the_standard_error_of_a_linear_statistic() -> None:
         expected = 1.96 * np.sqrt((x.var() + y.var()) / 400)
         assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.1)
         assert found.n == 400
+
+
+def test_thirty_subsets_cover_as_often_as_they_say() -> None:
+    """Outer quantiles of thirty values held the truth in 90 % of these trials only."""
+    held = []
+    for seed in range(400):
+        x, y = normal(40, 1, 2 * seed), normal(40, 1, 2 * seed + 1)
+        found = subsample_interval(difference_of_means, x, y, repeats=30, seed=seed)
+        held.append(found.low <= 0 <= found.high)
+    assert 0.92 <= np.mean(held) <= 0.98
+
+
+def test_figures_from_the_same_subsets_are_those_of_one_at_a_time() -> None:
+    x, y = normal(30, 2, 1), normal(20, 2, 2)
+    both = subsample_intervals(
+        lambda a, b: {"mean": difference_of_means(a, b), "fid": quiet_fid(a, b)}, x, y, repeats=9
+    )
+    assert both["mean"] == subsample_interval(difference_of_means, x, y, repeats=9)
+    assert both["fid"] == subsample_interval(quiet_fid, x, y, repeats=9)
+    floors = real_floors(lambda a, b: {"fid": quiet_fid(a, b)}, x, most=5)
+    assert floors["fid"].n == 5
+    assert floors["fid"].mean > real_floor(quiet_fid, x).mean
 
 
 def test_the_interval_of_fid_covers_its_spread_where_the_bootstrap_is_beside_it() -> None:

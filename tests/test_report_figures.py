@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medical_diffusion.evaluation.distances import precision_recall_density_coverage
+from medical_diffusion.evaluation.distances.kid import mmd_squared
 from medical_diffusion.evaluation.report import comparisons, figures
 from medical_diffusion.evaluation.report.comparisons import compare
 from medical_diffusion.evaluation.report.figures import distance_figures
@@ -48,6 +50,57 @@ def test_unequal_numbers_hide_no_difference() -> None:
     (entry,) = compare({"real": real, "worse": 1.6 * worse, "good": good}, ["worse", "good"])
     assert entry["n_fid"] == entry["n_kid"] == [24, 24]
     assert entry["p_fid"] < 0.02
+
+
+def test_one_pass_gives_what_four_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        calls.append(len(a))
+        return precision_recall_density_coverage(a, b)
+
+    monkeypatch.setattr(figures, "precision_recall_density_coverage", counted)
+    real, synthetic = normal(40, 0), normal(30, 1)
+    entries = distance_figures(real, synthetic, seed=0)
+    assert len(calls) == 2 + figures.INTERVAL_REPEATS
+    for name in figures.MANIFOLD:
+        assert entries[name]["value"] == precision_recall_density_coverage(real, synthetic)[name]
+
+
+def test_the_floor_of_kid_takes_no_more_images_than_one_of_its_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(a: np.ndarray, b: np.ndarray) -> float:
+        sizes.append((len(a), len(b)))
+        return mmd_squared(a, b)
+
+    monkeypatch.setattr(figures, "mmd_squared", counted)
+    monkeypatch.setattr(figures, "SUBSET_SIZE", 12)
+    floor = figures.floor_figures(normal(40, 0), seed=0)
+    assert set(sizes) == {(12, 12)}
+    assert (floor["kid"]["n"], floor["fid"]["n"]) == (12, 20)
+    assert floor["fid"]["high"] == pytest.approx(floor["fid"]["value"] + floor["fid"]["std"])
+
+
+def test_extrapolated_fid_is_called_biased_where_subsets_are_no_larger_than_the_features() -> None:
+    few = distance_figures(normal(14, 0), normal(14, 1), seed=0)["fid_infinity"]
+    assert "biased: its subsets hold 6 to 14 images" in few["note"]
+    assert "more than the 6 features" in few["note"]
+    many = distance_figures(normal(40, 0), normal(40, 1), seed=0)["fid_infinity"]
+    assert "note" not in many
+    assert min(many["sizes"]) > 6
+    assert len(many["fids"]) == len(many["sizes"])
+    assert many["residual"] >= 0
+
+
+def test_the_interval_of_sharpness_grows_with_chance_in_the_real_images() -> None:
+    generator = np.random.default_rng(0)
+    synthetic, many, few = generator.gamma(4, size=400), generator.gamma(4, size=4000), generator.gamma(4, size=12)
+    narrow, wide = (figures.sharpness_figure(synthetic, real, 0) for real in (many, few))
+    assert narrow["low"] < synthetic.mean() / many.mean() == pytest.approx(narrow["value"])
+    assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
+    assert figures.sharpness_figure(synthetic, few[:1], 0)["low"] is None
+    assert "no fine detail" in figures.sharpness_figure(synthetic, 0 * few, 0)["reason"]
 
 
 def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from medical_diffusion.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_interval,
     bootstrap_means,
+    bootstrap_ratio,
 )
 from medical_diffusion.evaluation.distances import fid, fid_infinity, kid, precision_recall_density_coverage
 from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
@@ -18,7 +19,9 @@ from medical_diffusion.evaluation.permutation import (
     permutation_test_fid,
     permutation_test_kid,
     real_floor,
+    real_floors,
     subsample_interval,
+    subsample_intervals,
 )
 from medical_diffusion.evaluation.reconstruction import (
     ReconstructionScore,
@@ -42,6 +45,7 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_means",
+    "bootstrap_ratio",
     "chest_anatomy",
     "create_extractor",
     "diversity_gap",
@@ -62,7 +66,9 @@ __all__ = [
     "psnr",
     "radial_power_spectrum",
     "real_floor",
+    "real_floors",
     "reconstruction_metrics",
     "subsample_interval",
+    "subsample_intervals",
     "trilinear_baseline",
 ]

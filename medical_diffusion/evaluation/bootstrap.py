@@ -103,6 +103,39 @@ def bootstrap_difference(
     return bootstrap_interval(a - b, resamples, level, seed)
 
 
+def bootstrap_ratio(
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Mean of ``a`` by mean of ``b`` with its interval; the sets are independent, and both are drawn in each resample.
+
+    Args:
+        a: one finite number per subject, ``(n,)``.
+        b: numbers of other subjects, ``(m,)``, whose mean is not 0.
+        resamples, level, seed: as for :func:`bootstrap_interval`.
+
+    Returns:
+        the ratio and n; without an interval where n or m is below 2.
+
+    Raises:
+        UserError: no values in ``b`` or a mean of 0, and as for :func:`bootstrap_interval`.
+    """
+    of_a, a, b = bootstrap_interval(a, resamples, level, seed), _checked(a), _checked(b)
+    if len(b) == 0 or b.mean() == 0:
+        raise UserError("a ratio needs a mean that is not 0 to divide by", f"{len(b)} values")
+    value = of_a.value / float(b.mean())
+    if min(len(a), len(b)) < 2:
+        return Interval(value, math.nan, math.nan, len(a))
+    with np.errstate(divide="ignore"):
+        # another seed for b: the same one would draw the same places of both
+        ratios = bootstrap_means(a, resamples, seed) / bootstrap_means(b, resamples, seed + 1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(a))
+
+
 def bootstrap_deviation(values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Standard deviation of the resampled means, the error bar of Medical Diffusion; NaN below 2 values.
 

@@ -9,16 +9,18 @@ at least as large in magnitude as the observed one, p = (b + 1) / (n + 1) is a v
 around neighbours take copies for less variety, so their bootstrap values lie around another figure than the one in
 question, with the interval beside it. Subsets without replacement hold no copies. Statistics of random subsets of
 m out of n images spread around their mean; that spread, times sqrt(m / (n - m)), is the uncertainty at n images
-(delete-d jackknife, Shao & Wu 1989), and at m = n / 2 the factor is 1. The interval is around the figure at n images:
-bias that falls with n, as of FID, stays in it. Where the true distance is 0 the spread is that of a squared quantity,
-and the interval says no more than the order of magnitude; use the permutation test and the floor there.
+(delete-d jackknife, Shao & Wu 1989), and at m = n / 2 the factor is 1. The interval is that deviation times Student's t
+with as many degrees of freedom as subsets less one: the outer quantiles of a few dozen values lie too far inside. It is
+around the figure at n images: bias that falls with n, as of FID, stays in it. Where the true distance is 0 the spread
+is that of a squared quantity, and the interval says no more than the order of magnitude; use the permutation test and
+the floor there.
 
 **Floor.** Real images split at random into halves score against one another what no generator can beat at that number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,8 @@ from medical_diffusion.evaluation.distances.fid import Moments, trace_of_root
 from medical_diffusion.evaluation.distances.kid import kernel
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
+Statistics = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+"""Several figures that share their work, by name."""
 
 PERMUTATIONS = 1000
 FID_PERMUTATIONS = 200
@@ -183,6 +187,29 @@ def subsample_interval(
     Raises:
         UserError: subsets of fewer than two images, a share or level outside (0, 1), fewer than two repeats.
     """
+    return subsample_intervals(_alone(statistic), real, synthetic, share, repeats, level, seed)[_ALONE]
+
+
+def subsample_intervals(
+    statistics: Statistics,
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    share: float = 0.5,
+    repeats: int = REPEATS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """:func:`subsample_interval` of several figures from the same subsets.
+
+    Args:
+        statistics: of (real, synthetic), by name.
+        real, synthetic, share, repeats, level, seed: as for :func:`subsample_interval`.
+
+    Raises:
+        UserError: as for :func:`subsample_interval`.
+    """
+    from scipy.stats import t
+
     if not (0 < share < 1 and 0 < level < 1) or repeats < 2:
         raise UserError(
             "share and level must lie between 0 and 1, and repeats be at least 2",
@@ -195,17 +222,20 @@ def subsample_interval(
             f"{sizes[0]} of {len(real)} real and {sizes[1]} of {len(synthetic)} synthetic",
             "Give more images, or a larger share",
         )
-    value = float(statistic(real, synthetic))
+    found = statistics(real, synthetic)
     generator = np.random.default_rng(seed)
-    values = []
+    drawn = []
     for _ in _progress(range(repeats), repeats, "Subsets"):
         parts = [
             x[generator.choice(len(x), size, replace=False)] for x, size in zip((real, synthetic), sizes, strict=True)
         ]
-        values.append(float(statistic(*parts)))
-    deviations = (np.array(values) - np.mean(values)) * np.sqrt(share / (1 - share))
-    low, high = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, value + float(low), value + float(high), len(synthetic))
+        drawn.append(statistics(*parts))
+    factor = float(t.ppf((1 + level) / 2, repeats - 1)) * np.sqrt(share / (1 - share))
+    half = {name: factor * float(np.std([values[name] for values in drawn], ddof=1)) for name in found}
+    return {
+        name: Interval(float(value), float(value) - half[name], float(value) + half[name], len(synthetic))
+        for name, value in found.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -237,16 +267,40 @@ def real_floor(statistic: Statistic, real: np.ndarray, repeats: int = 10, seed: 
     Raises:
         UserError: fewer than four images, no repeats.
     """
+    return real_floors(_alone(statistic), real, repeats, seed)[_ALONE]
+
+
+def real_floors(
+    statistics: Statistics, real: np.ndarray, repeats: int = 10, seed: int = 0, most: int | None = None
+) -> dict[str, Floor]:
+    """:func:`real_floor` of several figures from the same splits.
+
+    Args:
+        statistics: of two sets of features, by name.
+        real, repeats, seed: as for :func:`real_floor`.
+        most: images of each half at most; for figures whose memory grows with the square of their number.
+
+    Raises:
+        UserError: as for :func:`real_floor`.
+    """
     real = checked_features("real", real, 2 * MINIMUM, "The floor of real against real")
     if repeats < 1:
         raise UserError("the floor needs at least one split", repeats)
-    half = len(real) // 2
+    half = min(len(real) // 2, most or len(real))
     generator = np.random.default_rng(seed)
-    values = []
+    drawn = []
     for _ in _progress(range(repeats), repeats, "Real against real"):
         order = generator.permutation(len(real))
-        values.append(float(statistic(real[order[:half]], real[order[half : 2 * half]])))
-    return Floor(float(np.mean(values)), float(np.std(values)), half)
+        drawn.append(statistics(real[order[:half]], real[order[half : 2 * half]]))
+    values = {name: np.array([found[name] for found in drawn]) for name in drawn[0]}
+    return {name: Floor(float(found.mean()), float(found.std()), half) for name, found in values.items()}
+
+
+_ALONE = "figure"
+
+
+def _alone(statistic: Statistic) -> Statistics:
+    return lambda a, b: {_ALONE: statistic(a, b)}
 
 
 def _pooled(real: np.ndarray, a: np.ndarray, b: np.ndarray, permutations: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,11 +3,10 @@
     FID(n) = FID_infinity + c / n + ...
 
 FID is computed on random subsets of several sizes n, evenly spaced in 1/n, and averaged over a few draws of each
-size. Chong & Forsyth keep the statistics of the
-real set and vary the number of synthetic images. Medical sets are small on both sides, so here both shrink together:
-the bias of both goes with 1/n, and the line removes both. It is straight only where n exceeds the number of features;
-below, the residual of the fit and :func:`~medical_diffusion.evaluation.distances.fid.is_rank_deficient` tell that the
-limit is a guess.
+size. Chong & Forsyth keep the statistics of the real set and vary the number of synthetic images. Medical sets are
+small on both sides, so here both shrink together: the bias of both goes with 1/n, and the line removes both. It is
+straight only where n exceeds the number of features; below, points may lie on a line all the same, and its limit is
+biased upwards still.
 """
 
 from __future__ import annotations

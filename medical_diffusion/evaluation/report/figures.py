@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.evaluation.bootstrap import Interval, bootstrap_interval
+from medical_diffusion.evaluation.bootstrap import Interval, bootstrap_ratio
 from medical_diffusion.evaluation.distances import fid, fid_infinity, kid, precision_recall_density_coverage
-from medical_diffusion.evaluation.distances.kid import mmd_squared
+from medical_diffusion.evaluation.distances.kid import SUBSET_SIZE, mmd_squared
 from medical_diffusion.evaluation.features.extraction import Images
-from medical_diffusion.evaluation.permutation import real_floor, subsample_interval
+from medical_diffusion.evaluation.permutation import Floor, Statistics, real_floors, subsample_intervals
 from medical_diffusion.evaluation.spectrum import high_frequency_energy
 
 Figure = dict[str, Any]
-Statistic = Callable[[np.ndarray, np.ndarray], float]
 
-MANIFOLD = {"precision": 1.0, "recall": 1.0, "density": math.inf, "coverage": 1.0}
-"""Names, with the largest value; the least is 0."""
+MANIFOLD = ("precision", "recall", "density", "coverage")
+MOST = {"fid": math.inf, "precision": 1.0, "recall": 1.0, "density": math.inf, "coverage": 1.0}
+"""The largest value that a figure can take; the least is 0. Others have no bounds."""
 INTERVAL_REPEATS = 30
 MOST_IMAGES_WITH_INTERVAL = 2000
 """Above it thirty subsets take longer than the figure is worth."""
@@ -53,28 +53,34 @@ def distance_figures(real: np.ndarray, synthetic: np.ndarray, **more: Any) -> di
     """
     seed, counts = more["seed"], {"n": len(synthetic), "n_real": len(real)}
     figures = {
-        "fid": _with_interval(fid, fid, real, synthetic, seed),
-        "fid_infinity": _tried(lambda: fid_infinity(real, synthetic, seed=seed).value),
-        "kid": _with_interval(lambda a, b: kid(a, b, seed=seed)[0], mmd_squared, real, synthetic, seed),
+        **_with_intervals(("fid",), _fid, _fid, real, synthetic, seed),
+        "fid_infinity": _extrapolated(real, synthetic, seed),
+        **_with_intervals(("kid",), lambda a, b: {"kid": kid(a, b, seed=seed)[0]}, _mmd, real, synthetic, seed),
+        **_with_intervals(MANIFOLD, precision_recall_density_coverage, None, real, synthetic, seed),
     }
-    for name in MANIFOLD:
-        statistic = _manifold(name)
-        figures[name] = _within(_with_interval(statistic, statistic, real, synthetic, seed), MANIFOLD[name])
     return {name: {**entry, **counts, **more} for name, entry in figures.items()}
 
 
 def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
-    """What random halves of the real images score against one another; ``low`` and ``high`` are one deviation away."""
+    """What random halves of the real images score against one another: ``value`` and ``std``, over the splits.
+
+    ``low`` and ``high`` are one deviation away; ``n`` images are in each half, for KID at most as many as in one of its
+    subsets.
+    """
     figures = {}
-    for name, statistic in {"fid": fid, "kid": mmd_squared, **{name: _manifold(name) for name in MANIFOLD}}.items():
+    tried: tuple[tuple[tuple[str, ...], Statistics, int | None], ...] = (
+        (("fid",), _fid, None),
+        (("kid",), _mmd, SUBSET_SIZE),
+        (MANIFOLD, precision_recall_density_coverage, None),
+    )
+    for names, statistics, most in tried:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                floor = real_floor(statistic, real, seed=more["seed"])
-            entry = figure(floor.mean, floor.mean - floor.std, floor.mean + floor.std, n=floor.n, **more)
-            figures[name] = _within(entry, MANIFOLD[name]) if name in MANIFOLD else entry
+                floors = real_floors(statistics, real, seed=more["seed"], most=most)
+            figures.update({name: _of_floor(name, floors[name], more) for name in names})
         except UserError as error:
-            figures[name] = absent(error, **more)
+            figures.update({name: absent(error, **more) for name in names})
     return figures
 
 
@@ -84,51 +90,83 @@ def energies(images: Images) -> np.ndarray:
 
 
 def sharpness_figure(synthetic: np.ndarray, real: np.ndarray, seed: int) -> Figure:
-    """Mean energy of synthetic images by that of real ones; the interval is of the synthetic ones."""
+    """Mean energy of synthetic images by that of real ones; the interval holds the chance in both sets."""
     if real.mean() <= 0:
         return absent("the real images have no fine detail at all")
-    return of_interval(bootstrap_interval(synthetic / real.mean(), seed=seed), seed=seed)
+    return of_interval(bootstrap_ratio(synthetic, real, seed=seed), seed=seed)
 
 
-def _manifold(name: str) -> Statistic:
-    return lambda a, b: precision_recall_density_coverage(a, b)[name]
+def _fid(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float]:
+    return {"fid": fid(real, synthetic)}
 
 
-def _tried(compute: Callable[[], float]) -> Figure:
+def _mmd(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float]:
+    """What KID averages over its subsets, of all images at once."""
+    return {"kid": mmd_squared(real, synthetic)}
+
+
+def _extrapolated(real: np.ndarray, synthetic: np.ndarray, seed: int) -> Figure:
+    try:
+        line = fid_infinity(real, synthetic, seed=seed)
+    except UserError as error:
+        return absent(error)
+    entry = figure(line.value, residual=line.residual, sizes=list(line.sizes), fids=list(line.fids))
+    if (smallest := min(line.sizes)) > real.shape[1]:
+        return entry
+    return _noted(
+        entry,
+        f"biased: its subsets hold {smallest} to {max(line.sizes)} images, and FID falls with 1/n only where they hold "
+        f"more than the {real.shape[1]} features",
+    )
+
+
+def _of_floor(name: str, floor: Floor, more: Mapping[str, Any]) -> Figure:
+    low, high = _within(name, floor.mean - floor.std, floor.mean + floor.std)
+    return figure(floor.mean, low, high, std=floor.std, n=floor.n, **more)
+
+
+def _with_intervals(
+    names: tuple[str, ...],
+    statistics: Statistics,
+    spread: Statistics | None,
+    real: np.ndarray,
+    synthetic: np.ndarray,
+    seed: int,
+) -> dict[str, Figure]:
+    """Figures with the intervals that subsets of ``spread``, or of themselves, tell, moved to their values.
+
+    A note says why there are none.
+    """
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            value = compute()
+            values = statistics(real, synthetic)
     except UserError as error:
-        return absent(error)
-    notes = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
-    return _noted(figure(value), "; ".join(notes)) if notes else figure(value)
-
-
-def _with_interval(
-    statistic: Statistic, spread: Statistic, real: np.ndarray, synthetic: np.ndarray, seed: int
-) -> Figure:
-    """A figure with the interval that subsets of ``spread`` tell, moved to its value; a note says why there is none."""
-    entry = _tried(lambda: statistic(real, synthetic))
-    if entry["value"] is None:
-        return entry
+        return {name: absent(error) for name in names}
+    note = "; ".join(sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}))
+    entries = {name: _noted(figure(values[name]), note) for name in names}
     if (most := max(len(real), len(synthetic))) > MOST_IMAGES_WITH_INTERVAL:
-        return _noted(entry, f"no interval: its subsets are drawn up to {MOST_IMAGES_WITH_INTERVAL} images, not {most}")
+        why = f"no interval: its subsets are drawn up to {MOST_IMAGES_WITH_INTERVAL} images, not {most}"
+        return {name: _noted(entry, why) for name, entry in entries.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            interval = subsample_interval(spread, real, synthetic, repeats=INTERVAL_REPEATS, seed=seed)
+            found = subsample_intervals(spread or statistics, real, synthetic, repeats=INTERVAL_REPEATS, seed=seed)
     except UserError as error:
-        return _noted(entry, f"no interval: {error}")
-    low, high = (entry["value"] + end - interval.value for end in (interval.low, interval.high))
-    return {**entry, **{k: v for k, v in figure(0, low, high).items() if k != "value"}}
+        return {name: _noted(entry, f"no interval: {error}") for name, entry in entries.items()}
+    for name, entry in entries.items():
+        ends = (values[name] + end - found[name].value for end in (found[name].low, found[name].high))
+        low, high = _within(name, *ends)
+        entries[name] = {**entry, "low": low, "high": high}
+    return entries
 
 
-def _within(entry: Figure, most: float) -> Figure:
+def _within(name: str, low: float, high: float) -> tuple[float, float]:
     """An interval that is moved or symmetric may leave the range that the figure can take."""
-    ends = {end: entry[end] for end in ("low", "high") if entry[end] is not None}
-    return {**entry, **{end: min(max(value, 0.0), most) for end, value in ends.items()}}
+    if name not in MOST:
+        return low, high
+    return max(low, 0.0), min(high, MOST[name])
 
 
 def _noted(entry: Figure, note: str) -> Figure:
-    return {**entry, "note": "; ".join(filter(None, [entry.get("note"), note]))}
+    return {**entry, "note": "; ".join(filter(None, [entry.get("note"), note]))} if note else entry
