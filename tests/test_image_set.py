@@ -101,6 +101,15 @@ def test_keys_follow_content_and_protocol(tmp_path: Path) -> None:
     assert ImageSet(tmp_path / "a").duplicates == 1
 
 
+def test_what_an_older_reader_cached_no_longer_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "a")
+    first = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("medical_diffusion.data.image_set.READER", first.protocol["reader"] + 1)
+    later = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
+    assert not set(later.keys) & set(first.keys)
+    assert len(json.loads((tmp_path / "cache" / "read_files.json").read_text())) == 2 * len(first)
+
+
 def test_what_was_read_without_fault_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "a")
     first = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")

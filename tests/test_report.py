@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,38 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert any(line.startswith("bad,copy_rate,") for line in table)
     assert "| fid |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "nearest_bad.png").is_file()
+    with open(tmp_path / "copies.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert Counter(row["generator"] for row in rows) == {"honest": 16, "bad": 16}
+    flagged = {row["sample"]: row for row in rows if row["flagged"] == "1"}
+    assert {name: row["training_image"] for name, row in flagged.items()} == {
+        f"{12 + n:03d}.png": f"{n:03d}.png" for n in range(4)
+    }
+    assert {(row["generator"], row["flips"], row["shift"]) for row in flagged.values()} == {("bad", "W", "0 0 0")}
+    assert all(p["training_name"] == f"{p['training_image']:03d}.png" for p in bad["nearest"])
+    assert "012.png" in page
+    assert {"sample_name", "training_name"} <= set(bad["nearest_in_features"][0])
+
+
+def test_generators_of_other_sizes_and_awkward_names_stay_apart(folders: Path, tmp_path: Path) -> None:
+    few = write(tmp_path / "few", np.concatenate([smooth(11, 6), smooth(1, 6)]))
+    names = ("a b", "a_b", "p|q")
+    words = [w for name, folder in zip(names, (few, folders / "honest", few), strict=True)
+             for w in ("--synthetic", f"{name}={folder}")]  # fmt: skip
+    assert evaluate("--real", folders / "real", *words, "--output", tmp_path / "out") == 0
+    pictures = [(tmp_path / "out" / f"{name}.png").read_bytes() for name in ("samples_a_b", "samples_a_b_2")]
+    assert pictures[0] != pictures[1]
+    text = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
+    assert rows[0] == r"| metric | a b | a_b | p\|q | real against real (halves of 12) |"
+    assert rows[2] == "| images | 12 | 16 | 12 |  |"
+    fid = next(row for row in rows if row.startswith("| fid |"))
+    assert re.search(r"\| [\d.]+ ± [\d.]+ \|$", fid)
+    for told in (text, (tmp_path / "out" / "report.html").read_text()):
+        assert "different numbers of images (a b 12, a_b 16, p|q 12)" in told
+        assert told.count("Brackets: 95 % intervals") == 1
+        assert "1 images of a b are the same as another one of that set" in told
 
 
 def test_a_second_run_extracts_nothing_and_gives_the_same_figures(

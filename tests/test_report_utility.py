@@ -12,8 +12,8 @@ from report_images import smooth, write
 from medical_diffusion.__main__ import main
 from medical_diffusion.cli.evaluate import labels_of_sets
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.report.notes import utility_note
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, spread, utility_figures
-from medical_diffusion.evaluation.report.write import utility_note
 
 
 def classed(folder: Path, count: int, seed: int, contrast: int = 60) -> Path:
@@ -81,6 +81,15 @@ def test_all_classifiers_learn_from_as_many_images_and_are_tested_on_others(dept
     assert figures["gan"]["n"] == common["n_test"] == 26
     assert figures["train"]["value"] > 0.9
     assert figures["gan"]["value"] > 0.9
+
+
+def test_real_images_are_called_held_out_only_where_training_images_are_known() -> None:
+    sets = {"real": Set(8, 0), "gan": Set(8, 2)}
+    _, common = utility_figures(sets, Labels({name: s.names for name, s in sets.items()}, 1))
+    assert "on 8 real images (not known whether they were trained on)" in utility_note(common)
+    sets["train"] = Set(8, 1)
+    _, common = utility_figures(sets, Labels({name: s.names for name, s in sets.items()}, 1))
+    assert "on 8 real images that are no training images" in utility_note(common)
 
 
 def test_sets_without_labels_and_tests_on_training_images_are_left_out() -> None:

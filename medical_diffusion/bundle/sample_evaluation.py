@@ -27,7 +27,7 @@ from medical_diffusion.data.image_set import SIDECARS, ImageSet
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.features import create_extractor
 from medical_diffusion.evaluation.report import Labels, measure, write_report
-from medical_diffusion.evaluation.report.write import table
+from medical_diffusion.evaluation.report.tables import table
 from medical_diffusion.synthesis import intensity_of_samples
 from medical_diffusion.training.distributed import is_main_process
 
@@ -72,7 +72,7 @@ class Samples(Sequence[Tensor]):
 
     def __init__(self, images: ImageSet, orientation: str) -> None:
         self.images = images
-        self.keys = images.keys
+        self.keys, self.names = images.keys, images.names
         axes = nibabel.orientations.axcodes2ornt(orientation).astype(int).tolist()
         self._axes = [0, *(1 + axis for axis, _ in axes)]
         self._flips = [n for n, (_, sign) in enumerate(axes, start=1) if sign < 0]

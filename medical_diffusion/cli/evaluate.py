@@ -81,7 +81,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from medical_diffusion.data.image_set import check_alike
     from medical_diffusion.evaluation.features import create_extractor
     from medical_diffusion.evaluation.report import measure, write_report
-    from medical_diffusion.evaluation.report.write import table
+    from medical_diffusion.evaluation.report.tables import table
     from medical_diffusion.files import check_writable
 
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")

@@ -55,6 +55,8 @@ PERCENTILES = (0.5, 99.5)
 CLASS_FOLDERS = "folders"
 SIDECARS = "sidecars"
 SAMPLE_NAME = re.compile(r"sample_\d+\.")
+READER = 2
+"""Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 INTENSITIES = ("auto", "stored", "window", "percentile", "minmax")
 
 
@@ -126,6 +128,7 @@ class ImageSet(Sequence[Tensor]):
         )
         self.size = self._common_size(shapes)
         self.protocol: dict[str, Any] = {
+            "reader": READER,
             "intensity": asdict(self._scaling),
             "crop_size": self._crop,
             "image_size": self.size,

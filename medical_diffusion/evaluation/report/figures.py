@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from medical_diffusion.evaluation.bootstrap import Interval, bootstrap_ratio
 from medical_diffusion.evaluation.distances import fid, fid_infinity, kid, precision_recall_density_coverage
 from medical_diffusion.evaluation.distances.kid import SUBSET_SIZE, mmd_squared
 from medical_diffusion.evaluation.features.extraction import Images
-from medical_diffusion.evaluation.permutation import Floor, Statistics, real_floors, subsample_intervals
+from medical_diffusion.evaluation.permutation import Statistics, real_floors, subsample_intervals
 from medical_diffusion.evaluation.spectrum import high_frequency_energy
 
 Figure = dict[str, Any]
@@ -64,8 +63,7 @@ def distance_figures(real: np.ndarray, synthetic: np.ndarray, **more: Any) -> di
 def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
     """What random halves of the real images score against one another: ``value`` and ``std``, over the splits.
 
-    ``low`` and ``high`` are one deviation away; ``n`` images are in each half, for KID at most as many as in one of its
-    subsets.
+    ``n`` images are in each half, for KID at most as many as in one of its subsets.
     """
     figures = {}
     tried: tuple[tuple[tuple[str, ...], Statistics, int | None], ...] = (
@@ -78,7 +76,7 @@ def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 floors = real_floors(statistics, real, seed=more["seed"], most=most)
-            figures.update({name: _of_floor(name, floors[name], more) for name in names})
+            figures.update({k: figure(floor.mean, std=floor.std, n=floor.n, **more) for k, floor in floors.items()})
         except UserError as error:
             figures.update({name: absent(error, **more) for name in names})
     return figures
@@ -118,11 +116,6 @@ def _extrapolated(real: np.ndarray, synthetic: np.ndarray, seed: int) -> Figure:
         f"biased: its subsets hold {smallest} to {max(line.sizes)} images, and FID falls with 1/n only where they hold "
         f"more than the {real.shape[1]} features",
     )
-
-
-def _of_floor(name: str, floor: Floor, more: Mapping[str, Any]) -> Figure:
-    low, high = _within(name, floor.mean - floor.std, floor.mean + floor.std)
-    return figure(floor.mean, low, high, std=floor.std, n=floor.n, **more)
 
 
 def _with_intervals(

@@ -1,8 +1,8 @@
 """Utility in a report: classifiers of real and of synthetic images, tested on real ones (Medfusion, Table 4).
 
 All classifiers learn from the same number of images, the smallest there is, so that a generator is not judged by how
-many samples were drawn; each class keeps its share. Tested are real images that are no training images, by hash. Images
-longer than ``WORKING_SIZE`` along an axis are reduced to it.
+many samples were drawn; each class keeps its share. Tested are real images that are no training images, by hash, where
+these are given. Images longer than ``WORKING_SIZE`` along an axis are reduced to it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def utility_figures(
         say: told what is done next.
 
     Returns:
-        the figures by set, without "real"; what they have in common: ``classes``, ``n_train``, ``n_test``, ``size``.
+        the figures by set, without "real"; what they have in common: ``classes``, ``n_train``, ``n_test``, ``size``,
+        and ``held_out``: whether training images were given, so that none of them is tested on.
     """
     trained = set(images["train"].keys) if "train" in images else set()
     tested = [n for n, key in enumerate(images["real"].keys) if key not in trained]
@@ -105,7 +106,13 @@ def utility_figures(
     count = min([MOST_IMAGES, *(len(images[key]) for key in arms)])
     shown = [tested[n] for n in spread([of["real"][n] for n in tested], MOST_IMAGES, seed)]
     test, truth = _stacked(images["real"], shown), [of["real"][n] for n in shown]
-    common = {"classes": list(labels.classes), "n_train": count, "n_test": len(shown), "size": list(test.shape[2:])}
+    common = {
+        "classes": list(labels.classes),
+        "n_train": count,
+        "n_test": len(shown),
+        "size": list(test.shape[2:]),
+        "held_out": "train" in images,
+    }
     for key in arms:
         say(f"classifier of {key}")
         chosen = spread(of[key], count, seed)

@@ -1,0 +1,111 @@
+"""Tables of a report: figures, comparisons, and the nearest training image of every sample."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medical_diffusion.evaluation.copy_rate import CopyRate
+
+ORDER = (
+    "fid",
+    "fid_infinity",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "ms_ssim_synthetic",
+    "ms_ssim_real",
+    "ms_ssim_gap",
+    "high_frequency_ratio",
+    "auroc_synthetic",
+    "auroc_real",
+    "feature_copy_ratio",
+    "copy_rate",
+)
+AXES = "HWD"
+
+
+def table(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the metric table: name, one column a generator, the floor of real against real."""
+    generators = report["generators"]
+    half = report["floor"].get("fid", {}).get("n")
+    rows = [
+        ["metric", *generators, "real against real" + (f" (halves of {half})" if half else "")],
+        ["images", *(str(generator["images"]) for generator in generators.values()), ""],
+    ]
+    names = [*ORDER, *sorted({n for g in generators.values() for n in g["figures"]} - set(ORDER))]
+    for name in names:
+        cells = [g["figures"][name] for g in generators.values() if name in g["figures"]]
+        if len(cells) != len(generators):
+            continue
+        floor = report["floor"].get(name) or (report["ms_ssim_real"] if name == "ms_ssim_synthetic" else None)
+        floor = report["utility"]["auroc_real"] if name == "auroc_synthetic" else floor
+        rows.append([name, *map(shown, cells), shown(floor, half) if floor else ""])
+    return rows
+
+
+def shown(entry: Mapping[str, Any], half: int | None = None) -> str:
+    """A figure as text with its interval, one of the floor with its deviation and its halves where not ``half``."""
+    if entry["value"] is None:
+        return f"none: {entry.get('reason', 'not finite')}"
+    if "std" in entry:
+        number = "" if entry["n"] == half else f" (halves of {entry['n']})"
+        return f"{entry['value']:.4g} ± {entry['std']:.2g}{number}"
+    ends = (entry.get("low"), entry.get("high"))
+    return f"{entry['value']:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if None not in ends else "")
+
+
+def figures_csv(report: Mapping[str, Any]) -> str:
+    """Every figure, a line each."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    columns = ("value", "low", "high", "std", "n", "seed", "extractor", "reason")
+    writer.writerow(["set", "metric", *columns, "protocol_hash"])
+    sets = {name: g["figures"] for name, g in report["generators"].items()}
+    for name, figures in {**sets, "real against real": report["floor"]}.items():
+        for metric, entry in figures.items():
+            writer.writerow([name, metric, *[entry.get(c, "") for c in columns], report["protocol_hash"]])
+    return stream.getvalue()
+
+
+def comparisons_csv(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Every p-value, a line each."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["first", "second", "metric", "p", "samples_first", "samples_second", "seed"])
+    for entry in comparisons:
+        for key in ("fid", "kid"):
+            writer.writerow([*entry["generators"], key, entry[f"p_{key}"], *entry[f"n_{key}"], entry["seed"]])
+    return stream.getvalue()
+
+
+def copies_csv(
+    copies: Mapping[str, CopyRate], sample_names: Mapping[str, Sequence[str]], training_names: Sequence[str]
+) -> str:
+    """The nearest training image of every sample, those most like copies first.
+
+    Args:
+        copies: by generator.
+        sample_names: of each generator's samples.
+        training_names: of the training images.
+
+    Returns:
+        lines of names, score, correlation, the axes along which the sample is mirrored, its shift along H, W and D in
+        voxels of the search, and 1 where it counts as a copy.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["generator", "sample", "training_image", "score", "correlation", "flips", "shift", "flagged"])
+    for generator, found in copies.items():
+        matches = found.matches
+        for n in matches.scores.argsort(descending=True, stable=True).tolist():
+            names = (sample_names[generator][n], training_names[int(matches.indices[n])])
+            figures = (f"{float(matches.scores[n]):.6g}", f"{float(matches.correlations[n]):.6g}")
+            flips = "".join(AXES[axis] for axis in matches.flips[n])
+            shift = " ".join(map(str, matches.shifts[n]))
+            writer.writerow([generator, *names, *figures, flips, shift, int(found.flagged[n])])
+    return stream.getvalue()
