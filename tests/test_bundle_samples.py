@@ -113,7 +113,10 @@ def test_copies_of_training_images_are_found(tmp_path: Path, size: tuple[int, in
     assert report is not None
     result = report["generators"][GENERATOR]
     assert result["flagged"] == 4
-    assert sorted(p["training_image"] for p in result["nearest"] if p["copy"]) == [3, 4, 5, 6]
+    copies = [p for p in result["nearest"] if p["copy"]]
+    assert sorted(p["training_image"] for p in copies) == [3, 4, 5, 6]
+    assert sorted(p["training_name"] for p in copies) == ["3", "4", "5", "6"]
+    assert all(p["sample_name"].startswith("sample_") for p in copies)
     assert report["real"]["images"] == HELD_OUT
     assert abs(result["figures"]["kid"]["value"]) < 1
 

@@ -48,6 +48,7 @@ class RunImages(Sequence[Tensor]):
     def __init__(self, data: TrainingData, items: Sequence[dict[str, Any]], name: str) -> None:
         self.dataset = PersistentDataset(list(items), data.transform, cache_dir=data.cache_dir)
         self.name = name
+        self.names = [str(item["image"]) for item in items]
 
     def __len__(self) -> int:
         return len(self.dataset)
