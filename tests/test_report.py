@@ -134,7 +134,7 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
     write(few, np.full((1, 32, 28), 7, np.uint8))
     mixed = write(tmp_path / "mixed", np.concatenate([smooth(5, 4), smooth(40, 0)[:2]]))
     words = ["--real", mixed, "--synthetic", few, "--train", folders / "train", "--output", tmp_path / "out"]
-    assert evaluate(*words) == 0
+    assert evaluate(*words, "--fail-if-memorised", 0.9) == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     figures = report["generators"]["few"]["figures"]
     assert figures["precision"]["value"] is None
@@ -143,7 +143,9 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
     assert any("overlaps" in warning for warning in report["warnings"])
     assert report["constant"]["few"] == ["000.png"]
     assert "broken.png" in report["unreadable"]["few"][0]
-    assert "left out: " in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "left out: " in told.out
+    assert "not released: 1 samples of few could not be read" in told.err
 
 
 @pytest.mark.parametrize(
