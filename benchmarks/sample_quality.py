@@ -77,7 +77,7 @@ def main() -> None:
     rows.append(("samples that are copies of training volumes (ratio < 0.5)", str(int(report.copies.sum()))))
     reconstruction = Path(args.run_dir) / "reports" / "reconstruction.json"
     if reconstruction.is_file():
-        content = json.loads(reconstruction.read_text())
+        content = json.loads(reconstruction.read_text(encoding="utf-8"))
         for name, entry in content["reconstruction"].items():
             rows.append((f"reconstruction {name}", f"{entry['mean']:.4g} ± {entry['std'] or 0:.2g}"))
         rows.append(("trilinear psnr", f"{content['trilinear_baseline']['psnr']['mean']:.4g}"))

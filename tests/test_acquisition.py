@@ -85,7 +85,7 @@ def test_the_index_is_filtered_and_ordered(manifest: Path) -> None:
         (patient, f"1.2.{n}", "CT", 5) for n, patient in enumerate(PATIENTS, start=1)
     ]
     assert listed.idc_version == "v0"
-    assert as_text(listed) == (manifest.parent / "small.series.json").read_text()
+    assert as_text(listed) == (manifest.parent / "small.series.json").read_text(encoding="utf-8")
 
 
 def test_filters_that_select_nothing(store: ObjectStore, index: dict[str, Any]) -> None:
@@ -311,7 +311,7 @@ def test_packaged_series_are_those_of_the_index(name: str, tmp_path: Path) -> No
     )
     subprocess.run([sys.executable, "-X", "utf8", "-c", program, name, str(tmp_path)], check=True)
     stated, selected = (
-        json.loads((folder / f"{name}.series.json").read_text())["patients"]
+        json.loads((folder / f"{name}.series.json").read_text(encoding="utf-8"))["patients"]
         for folder in (load_manifest(name).folder, tmp_path)
     )
     assert {(patient, row[0]) for patient, rows in selected.items() for row in rows} == {

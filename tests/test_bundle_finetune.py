@@ -117,7 +117,7 @@ def test_killed_and_rerun_gives_the_same_weights(
 def test_evaluation_writes_figures_with_intervals_and_overlays(trained: Path, labelled: Path) -> None:
     run("evaluate", BUNDLE, run_dir=str(trained), dataset_dir=str(labelled), device="cpu")
     reports = trained / "reports"
-    report = json.loads((reports / "segmentation.json").read_text())
+    report = json.loads((reports / "segmentation.json").read_text(encoding="utf-8"))
     assert (report["split"], report["subjects"], report["training_subjects"]) == ("test", 2, 7)
     assert set(report["classes"]) == {"class_1"} and report["mean_dice"]["n"] == 2
     assert set(report["classes"]["class_1"]) == {"dice", "hausdorff95_mm", "surface_distance_mm"}
@@ -148,7 +148,7 @@ def test_a_folder_is_segmented_on_its_own_grid_and_what_is_written_is_skipped(tr
     (output / "sub" / "b.nii.gz").unlink()
     run("inference", BUNDLE, **options, dataset_dir=str(tmp_path / "in"))
     assert (output / "a.nii.gz").stat().st_mtime_ns == before and (output / "sub" / "b.nii.gz").is_file()
-    listing = json.loads((output / "segmentations.json").read_text())
+    listing = json.loads((output / "segmentations.json").read_text(encoding="utf-8"))
     (output / "segmentations.json").write_text(json.dumps({**listing, "weights_sha256": "other"}))
     message = failure_of("inference", **options, dataset_dir=str(tmp_path / "in"))
     assert "must have been made with the same weights and classes" in message
@@ -189,7 +189,7 @@ def test_pretrained_weights_are_reported_and_refused_below_the_share(
     options = {**TINY, "steps": 1, "dataset_dir": str(labelled), "run_dir": str(tmp_path / "run")}
     del options["window_size"], options["feature_size"]
     run("train", BUNDLE, **options, pretrained=str(trained / "models" / "model.pt"))
-    report = json.loads((tmp_path / "run" / "reports" / "transfer.json").read_text())
+    report = json.loads((tmp_path / "run" / "reports" / "transfer.json").read_text(encoding="utf-8"))
     assert report["share"] == 1.0 and report["new_head"], "width and windows follow the file; the head starts afresh"
     torch.save({"model": {"out.conv.conv.weight": torch.zeros(2, 12, 1, 1)}}, tmp_path / "other.pt")
     message = failure_of("train", **options, pretrained=str(tmp_path / "other.pt"))

@@ -53,7 +53,7 @@ def _seed(item: dict[str, Any]) -> int:
 
 
 def sidecars(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("sample_*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("sample_*.json"))]
 
 
 def test_training_on_phantoms_knows_their_classes(trained: Path) -> None:
@@ -65,7 +65,7 @@ def test_training_on_phantoms_knows_their_classes(trained: Path) -> None:
     assert sum(stored["class_frequencies"]) == pytest.approx(1, abs=1e-5)
     assert stored["png_bits"] == 8
     assert "class_embedding.weight" in load_tensors(trained / "models" / "model.pt")["model"]
-    assert "codebook" not in json.loads((trained / "reports" / "reconstruction.json").read_text())
+    assert "codebook" not in json.loads((trained / "reports" / "reconstruction.json").read_text(encoding="utf-8"))
     assert (trained / "preview.png").stat().st_size > 0
 
 
@@ -79,7 +79,7 @@ def test_a_class_is_asked_for_by_its_name(trained: Path, tmp_path: Path) -> None
     assert (tmp_path / "a" / "preview.png").is_file()
     measured = {"run_dir": str(trained), "num_phantoms": 10, "device": "cpu", "samples_dir": str(tmp_path / "a")}
     run("evaluate", bundle=BUNDLE, **measured, **TINY_MODEL_OF_STAGE_1)
-    report = json.loads((trained / "reports" / "samples" / "report.json").read_text())
+    report = json.loads((trained / "reports" / "samples" / "report.json").read_text(encoding="utf-8"))
     assert report["generators"]["samples"]["images"] == 3
     assert "images of every class in every set" in report["utility"]["reason"]
     assert report["generators"]["samples"]["figures"]["high_frequency_ratio"]["value"] > 0
@@ -187,13 +187,13 @@ def test_an_external_autoencoder_is_evaluated_on_the_same_images(trained: Path, 
     diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusers'")
     network = diffusers.AutoencoderKL(in_channels=3, out_channels=3, block_out_channels=(8,), norm_num_groups=4)
     network.save_pretrained(tmp_path / "vae")
-    before = (trained / "reports" / "reconstruction.json").read_text()
+    before = (trained / "reports" / "reconstruction.json").read_text(encoding="utf-8")
     options = {**TINY_MODEL_OF_STAGE_1, "run_dir": str(trained), "num_phantoms": 10, "device": "cpu"}
     run("evaluate", bundle=BUNDLE, **options, external_autoencoder=str(tmp_path / "vae"))
-    report = json.loads((trained / "reports" / "reconstruction_external.json").read_text())
+    report = json.loads((trained / "reports" / "reconstruction_external.json").read_text(encoding="utf-8"))
     assert report["autoencoder"] == str(tmp_path / "vae")
     assert set(report["reconstruction"]) >= {"psnr", "mse", "ms_ssim"} and "codebook" not in report
-    assert (trained / "reports" / "reconstruction.json").read_text() == before
+    assert (trained / "reports" / "reconstruction.json").read_text(encoding="utf-8") == before
 
     with pytest.raises(RuntimeError) as failed:
         run("evaluate", bundle=BUNDLE, **options, external_autoencoder=str(tmp_path / "nothing"))

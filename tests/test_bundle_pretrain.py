@@ -83,7 +83,7 @@ def test_training_writes_what_its_last_lines_name(trained: Path) -> None:
     for relative in ("models/model.pt", "preview.png", "reports/pretraining.json"):
         assert (trained / relative).stat().st_size > 0, relative
     assert list((trained / "logs").rglob("events.out.tfevents*"))
-    report = json.loads((trained / "reports" / "pretraining.json").read_text())
+    report = json.loads((trained / "reports" / "pretraining.json").read_text(encoding="utf-8"))
     assert report["objective"] == "masked" and report["mask_ratio"] == 0.7
     assert 0 < report["hidden_error"] < 2 and 0 < report["mean_fill_error"] < 2
 

@@ -35,7 +35,7 @@ def test_training_writes_all_that_its_last_lines_name(trained: Path) -> None:
     for relative in ("models/autoencoder.pt", "models/model.pt", "preview.png", "reports/reconstruction.json"):
         assert (trained / relative).stat().st_size > 0, relative
     assert list((trained / "logs").rglob("events.out.tfevents*"))
-    report = json.loads((trained / "reports" / "reconstruction.json").read_text())
+    report = json.loads((trained / "reports" / "reconstruction.json").read_text(encoding="utf-8"))
     assert set(report["reconstruction"]) >= {"psnr", "mse", "ms_ssim"}
     assert 0 < report["codebook"]["codes_used"] <= 1
 
@@ -115,7 +115,7 @@ def test_samples_are_files_with_units_affine_and_provenance(trained: Path, tmp_p
     np.testing.assert_allclose(image.affine @ [7.5, 7.5, 7.5, 1], [0, 0, 0, 1], atol=1e-4)  # type: ignore
     values = read(tmp_path / "sample_6.nii.gz")
     assert values.dtype == np.int16 and values.min() >= -1000 and values.max() <= 1000
-    sidecar = json.loads((tmp_path / "sample_6.json").read_text())
+    sidecar = json.loads((tmp_path / "sample_6.json").read_text(encoding="utf-8"))
     assert sidecar["synthetic"] is True and sidecar["seed"] == 6 and sidecar["unit"] == "HU"
     assert sidecar["sampler"] == "dpmpp" and sidecar["num_steps"] == 8
     assert set(sidecar["weights_sha256"]) == {"autoencoder.pt", "model.pt"}
@@ -144,7 +144,7 @@ def test_written_samples_are_skipped_and_missing_ones_drawn(trained: Path, tmp_p
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
 def test_other_samplers(trained: Path, tmp_path: Path, sampler: str) -> None:
     sample(trained, tmp_path, sampler=sampler, num_steps=4, num_samples=1)
-    assert json.loads((tmp_path / "sample_5.json").read_text())["num_steps"] == 4
+    assert json.loads((tmp_path / "sample_5.json").read_text(encoding="utf-8"))["num_steps"] == 4
 
 
 def refused(config: str, **options: Any) -> str:
@@ -183,10 +183,10 @@ def test_inference_refuses_what_does_not_fit(trained: Path, tmp_path: Path) -> N
 
 def test_evaluation_repeats_the_training_report(trained: Path) -> None:
     path = trained / "reports" / "reconstruction.json"
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
     run("evaluate", run_dir=str(trained), device="cpu", num_phantoms=TINY_TRAINING["num_phantoms"])
-    after = json.loads(path.read_text())
+    after = json.loads(path.read_text(encoding="utf-8"))
     assert after["reconstruction"]["mse"]["mean"] == pytest.approx(before["reconstruction"]["mse"]["mean"], rel=1e-5)
 
 

@@ -36,7 +36,7 @@ def test_samples_of_a_run_are_reported_beside_its_reconstruction(trained: Path, 
     assert not (trained / "reports" / "samples").exists()
     evaluate(trained, samples_dir=str(samples))
     folder = trained / "reports" / "samples"
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["generators"][GENERATOR]["images"] == 4
     assert report["real"]["images"] == 1
     assert report["real"]["relation"].startswith("held out")
@@ -46,7 +46,7 @@ def test_samples_of_a_run_are_reported_beside_its_reconstruction(trained: Path, 
     assert report["protocol"]["extractor"]["extractor"] == "random"
     assert "the images have no classes" in report["utility"]["reason"]
     assert (folder / "report.html").is_file()
-    assert json.loads((trained / "reports" / "reconstruction.json").read_text())["volumes"] == 1
+    assert json.loads((trained / "reports" / "reconstruction.json").read_text(encoding="utf-8"))["volumes"] == 1
 
 
 def test_samples_that_can_not_be_measured_are_refused_first(trained: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_landmarks_are_kept_with_the_weights(trained: Path) -> None:
     stored = stored_settings(trained)
-    fitted = json.loads(next((trained / "cache").glob("landmarks_*.json")).read_text())
+    fitted = json.loads(next((trained / "cache").glob("landmarks_*.json")).read_text(encoding="utf-8"))
     assert stored["landmarks"] == fitted and len(fitted) > 9
     assert stored["orientation"] == "ASR" and stored["halves"] is True
 
@@ -98,7 +98,7 @@ def test_the_landmarks_follow_the_training_split(trained: Path, tmp_path: Path) 
 def test_samples_of_halves_say_how_they_lie(trained: Path, tmp_path: Path) -> None:
     options = {"run_dir": str(trained), "num_samples": 1, "sampler": "ddim", "num_steps": 2, "device": "cpu"}
     run("inference", **options, output_dir=str(tmp_path))
-    sidecar = json.loads((tmp_path / "sample_0.json").read_text())
+    sidecar = json.loads((tmp_path / "sample_0.json").read_text(encoding="utf-8"))
     assert sidecar["orientation"] == "ASR"
 
 

@@ -35,7 +35,7 @@ def test_given_classes_set_order_and_may_be_numbered(root: Path, caplog: pytest.
     assert labels(data) == EXPECTED
     assert data.label_counts()["other"] == 0
     assert "No image is labelled other" in caplog.text
-    text = table.read_text()
+    text = table.read_text(encoding="utf-8")
     for zero, one in (("0", "1"), ("0.0", "1.0")):
         table.write_text(text.replace("well", zero).replace("sick", one))
         assert labels(build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])) == EXPECTED
@@ -48,7 +48,7 @@ def test_given_classes_set_order_and_may_be_numbered(root: Path, caplog: pytest.
 
 def test_labels_missing_unknown_or_of_one_class(root: Path) -> None:
     table = write_csv(root, rows())
-    text = table.read_text()
+    text = table.read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"of the classes well, sik.*'sick' \(list.csv line 3, .*mean sik"):
         build_datalist(root, datalist=table, planar=True, classes=["well", "sik"])
     table.write_text(text.replace("images/03.png,well", "images/03.png,").replace("05.png,sick", "05.png, "))
@@ -136,7 +136,7 @@ def test_fingerprints_tell_images_from_classes_and_not_the_place(root: Path, tmp
     assert (copied.fingerprint, copied.classes_fingerprint) == (first.fingerprint, first.classes_fingerprint)
     order = build_datalist(root, datalist=table, planar=True, classes=["well", "sick"])
     unlabelled = build_datalist(root, datalist=table, planar=True, labels=False)
-    table.write_text(table.read_text().replace("images/03.png,well", "images/03.png,sick"))
+    table.write_text(table.read_text(encoding="utf-8").replace("images/03.png,well", "images/03.png,sick"))
     changed = build_datalist(root, datalist=table, planar=True)
     assert len({data.classes_fingerprint for data in (first, order, unlabelled, changed)}) == 4
     assert len({data.fingerprint for data in (first, order, unlabelled, changed)}) == 1

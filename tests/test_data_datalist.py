@@ -76,7 +76,7 @@ def test_stated_splits_are_kept_and_validation_is_held_out_where_none_is_stated(
     assert [len(part) for part in (data.train, data.validation, data.test)] == [6, 4, 2]
     assert data.classes == () and data.label_counts() == {}
     assert "class_label" not in data.train[0]
-    table.write_text(table.read_text().replace("VAL", "train").replace("valid", "train"))
+    table.write_text(table.read_text(encoding="utf-8").replace("VAL", "train").replace("valid", "train"))
     data = build_datalist(root, datalist=table, planar=True, validation_fraction=0.2)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 2, 2]
 

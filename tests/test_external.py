@@ -103,7 +103,7 @@ def test_a_folder_without_the_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must hold its files.*no config.json.*folder vae"):
         load(tmp_path, 16)
     save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     weights = (tmp_path / WEIGHTS_FILE).read_bytes()
     (tmp_path / WEIGHTS_FILE).write_bytes(weights[: len(weights) // 2])
     with pytest.raises(UserError, match=rf"{WEIGHTS_FILE} must hold the network.*Fetch the folder again"):

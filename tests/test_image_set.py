@@ -107,7 +107,7 @@ def test_what_an_older_reader_cached_no_longer_counts(tmp_path: Path, monkeypatc
     monkeypatch.setattr("medical_diffusion.data.image_set.READER", first.protocol["reader"] + 1)
     later = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
     assert not set(later.keys) & set(first.keys)
-    assert len(json.loads((tmp_path / "cache" / "read_files.json").read_text())) == 2 * len(first)
+    assert len(json.loads((tmp_path / "cache" / "read_files.json").read_text(encoding="utf-8"))) == 2 * len(first)
 
 
 def test_what_was_read_without_fault_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

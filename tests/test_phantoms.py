@@ -123,7 +123,7 @@ def test_a_bad_field_of_view_is_refused(field_of_view):
 def test_files_hold_the_phantom_and_the_listing_proves_it(tmp_path):
     folder = write_phantoms("chest_ct", tmp_path, 2, (16, 16, 8), seed=41, progress=False)
     assert folder == tmp_path / "chest_ct_16x16x8_n2_s41"
-    listing = json.loads((folder / "phantoms.json").read_text())
+    listing = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
     assert [subject["seed"] for subject in listing["subjects"]] == [41, 42]
     assert listing["labels"] == MASK_LABELS
     assert listing["intensity_unit"] == "HU"

@@ -51,7 +51,7 @@ def test_images_are_png_with_a_table_of_classes(tmp_path):
     assert sorted(contents(folder)) == [*(f"images/{n}.png" for n in names), "labels.csv", "phantoms.json"]
     with (folder / PHANTOM_LABELS).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    listing = json.loads((folder / "phantoms.json").read_text())
+    listing = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
     assert listing["classes"] == ["normal", "cardiomegaly"]
     for row, subject, seed in zip(rows, listing["subjects"], (5, 6, 7), strict=True):
         phantom = radiograph_phantom(seed, (24, 16, 1))
@@ -69,7 +69,7 @@ def test_images_are_png_with_a_table_of_classes(tmp_path):
 @pytest.mark.parametrize("kind", ["fundus", "histology"])
 def test_rgb_images_are_png_as_drawn_and_read_back_in_colour(tmp_path, kind):
     folder = write_phantoms(kind, tmp_path, 2, (24, 16, 1), seed=5, progress=False)
-    listing = json.loads((folder / "phantoms.json").read_text())
+    listing = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
     assert listing["intensity_unit"] == "RGB, 0 to 255"
     assert listing["classes"] == list(PHANTOM_KINDS[kind].classes)
     for subject in listing["subjects"]:
@@ -211,8 +211,8 @@ def test_ending_the_program_ends_its_workers_and_ctrl_c_leaves_nothing(tmp_path,
     assert not group_lives(process.pid), "workers stay"
     if ending == signal.SIGINT:
         assert list(folder.iterdir()) == []
-        assert "KeyboardInterrupt" in errors.read_text()
-        assert errors.read_text().count("Traceback") == 1, "that of the parent"
+        assert "KeyboardInterrupt" in errors.read_text(encoding="utf-8")
+        assert errors.read_text(encoding="utf-8").count("Traceback") == 1, "that of the parent"
 
 
 def group_lives(group: int) -> bool:

@@ -43,7 +43,7 @@ def test_a_report_is_complete_and_the_gate_fires(
     told = capsys.readouterr().err
     assert "memorised: bad: " in told
     assert "memorised: honest" not in told
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["real"]["relation"].startswith("held out")
     for name in ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim_synthetic", "ms_ssim_real"):
         entry = report["generators"]["honest"]["figures"][name]
@@ -59,8 +59,8 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert compared["generators"] == ["honest", "bad"]
     assert 0 < compared["p_fid"] <= 1
     assert 0 < compared["p_kid"] <= 1
-    assert (tmp_path / "comparisons.csv").read_text().count("honest,bad,") == 2
-    page = (tmp_path / "report.html").read_text()
+    assert (tmp_path / "comparisons.csv").read_text(encoding="utf-8").count("honest,bad,") == 2
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 9
     assert "Features of bad: samples are " in page
     near = bad["figures"]["feature_copy_ratio"]
@@ -69,11 +69,11 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert len(bad["nearest_in_features"]) == 10
     assert "http" not in page
     assert "untrained network" in page
-    for text in (page, (tmp_path / "report.md").read_text()):
+    for text in (page, (tmp_path / "report.md").read_text(encoding="utf-8")):
         assert "Do honest and bad differ? Permutation test of FID p = " in text
-    table = (tmp_path / "figures.csv").read_text().splitlines()
+    table = (tmp_path / "figures.csv").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("bad,copy_rate,") for line in table)
-    assert "| fid |" in (tmp_path / "report.md").read_text()
+    assert "| fid |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "nearest_bad.png").is_file()
     with open(tmp_path / "copies.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -96,14 +96,14 @@ def test_generators_of_other_sizes_and_awkward_names_stay_apart(folders: Path, t
     assert evaluate("--real", folders / "real", *words, "--output", tmp_path / "out") == 0
     pictures = [(tmp_path / "out" / f"{name}.png").read_bytes() for name in ("samples_a_b", "samples_a_b_2")]
     assert pictures[0] != pictures[1]
-    text = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert rows[0] == r"| metric | a b | a_b | p\|q | real against real (halves of 12) |"
     assert rows[2] == "| images | 12 | 16 | 12 |  |"
     fid = next(row for row in rows if row.startswith("| fid |"))
     assert re.search(r"\| [\d.]+ ± [\d.]+ \|$", fid)
-    for told in (text, (tmp_path / "out" / "report.html").read_text()):
+    for told in (text, (tmp_path / "out" / "report.html").read_text(encoding="utf-8")):
         assert "different numbers of images (a b 12, a_b 16, p|q 12)" in told
         assert told.count("Brackets: 95 % intervals") == 1
         assert "1 images of a b are the same as another one of that set" in told
@@ -114,14 +114,14 @@ def test_a_second_run_extracts_nothing_and_gives_the_same_figures(
 ) -> None:
     words = ["--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path]
     assert evaluate(*words) == 0
-    first = (tmp_path / "report.json").read_text()
+    first = (tmp_path / "report.json").read_text(encoding="utf-8")
 
     def refuse(*_: object) -> torch.Tensor:
         raise AssertionError("extracted again")
 
     monkeypatch.setattr("medical_diffusion.evaluation.features.random_network.RandomNetwork.features", refuse)
     assert evaluate(*words) == 0
-    assert (tmp_path / "report.json").read_text() == first
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == first
     report = json.loads(first)
     assert "no training images were given" in report["generators"]["honest"]["figures"]["copy_rate"]["reason"]
 
@@ -135,7 +135,7 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
     mixed = write(tmp_path / "mixed", np.concatenate([smooth(5, 4), smooth(40, 0)[:2]]))
     words = ["--real", mixed, "--synthetic", few, "--train", folders / "train", "--output", tmp_path / "out"]
     assert evaluate(*words, "--fail-if-memorised", 0.9) == 1
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     figures = report["generators"]["few"]["figures"]
     assert figures["precision"]["value"] is None
     assert "images" in figures["precision"]["reason"]

@@ -46,7 +46,7 @@ def test_samples_that_show_their_class_teach_it(labelled: Path, tmp_path: Path) 
     words = ["--real", labelled / "real", "--train", labelled / "train", "--synthetic", labelled / "good"]
     words += ["--synthetic", labelled / "blank", "--labels", "folders", "--labels", "blank=sidecars"]
     assert evaluate(*words, "--utility_steps", 25, "--output", tmp_path) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     area = {name: entry["figures"]["auroc_synthetic"] for name, entry in report["generators"].items()}
     assert area["good"]["value"] > 0.9
     assert area["good"]["low"] <= area["good"]["value"] <= area["good"]["high"]
@@ -56,8 +56,10 @@ def test_samples_that_show_their_class_teach_it(labelled: Path, tmp_path: Path) 
     assert real["n"] == 24
     assert {real["n_train"], area["good"]["n_train"], area["blank"]["n_train"]} == {24}
     assert report["utility"]["classes"] == ["healthy", "ill"]
-    assert "| auroc_synthetic |" in (tmp_path / "report.md").read_text()
-    assert "AUROC of classifiers of healthy, ill on 24 real images" in (tmp_path / "report.html").read_text()
+    assert "| auroc_synthetic |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "AUROC of classifiers of healthy, ill on 24 real images" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 class Set(list[torch.Tensor]):

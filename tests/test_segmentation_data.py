@@ -208,7 +208,7 @@ def test_a_share_without_foreground_and_one_without_a_class(folder: Path, caplog
 def test_what_was_surveyed_is_remembered_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
     memory = tmp_path / "cache" / "maps.json"
     first = build_labelled_list(folder, memory=memory)
-    assert len(json.loads(memory.read_text())) == COUNT
+    assert len(json.loads(memory.read_text(encoding="utf-8"))) == COUNT
     assert build_labelled_list(folder, memory=memory).fingerprint == first.fingerprint
     write_label(lambda a: a.astype(np.float32) + 0.25)(folder)
     with pytest.raises(UserError, match="whole numbers"):

@@ -70,7 +70,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     names = ("summary.csv", "table.md", "figure.png", "overlay.png", "study.json")
     reports = {str(p.relative_to(folder)): p for p in folder.rglob("cell.json")}
     files = {name: (folder / name).read_bytes() for name in names}
-    return files | {name: json.dumps(json.loads(p.read_text())["report"]).encode() for name, p in reports.items()}
+    return files | {
+        name: json.dumps(json.loads(p.read_text(encoding="utf-8"))["report"]).encode() for name, p in reports.items()
+    }
 
 
 # plan
@@ -166,11 +168,11 @@ def test_arms_are_compared_at_one_learning_rate_and_on_new_subjects(
     finished: tuple[Path, FakeRunner], tmp_path: Path
 ) -> None:
     assert {(o["transferred_rate"], o["test_check"]) for o in finished[1].done} == {("1", "refuse")}
-    assert "--transferred_rate 1" in (finished[0] / "table.md").read_text()
+    assert "--transferred_rate 1" in (finished[0] / "table.md").read_text(encoding="utf-8")
     other = FakeRunner()
     study(tmp_path / "out", other, [], fractions=(50,), repeats=1, options={"transferred_rate": 0.5})
     assert {o["transferred_rate"] for o in other.done} == {0.5}
-    assert "--transferred_rate 0.5" in (tmp_path / "out" / "table.md").read_text()
+    assert "--transferred_rate 0.5" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
 def test_runs_without_a_test_part_are_refused(tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_the_summary_averages_repeats_per_subject_and_pairs_with_none(finished: 
 
     def dice(arm: str, fraction: float) -> np.ndarray:
         cells = [folder / Cell(r, fraction, arm).folder / "cell.json" for r in (0, 1)]
-        reports = [json.loads(path.read_text())["report"] for path in cells]
+        reports = [json.loads(path.read_text(encoding="utf-8"))["report"] for path in cells]
         return np.array([[case["dice"]["liver"] for case in report["cases"]] for report in reports])
 
     for (arm, fraction), row in rows.items():
@@ -325,7 +327,7 @@ def test_the_table_to_read_marks_what_shows_no_difference_and_compares_arms(fini
 
 
 def test_study_json_says_what_was_studied(finished: tuple[Path, FakeRunner], weights: list[str]) -> None:
-    record = json.loads((finished[0] / "study.json").read_text())
+    record = json.loads((finished[0] / "study.json").read_text(encoding="utf-8"))
     assert record["options"] == {**DEFAULTS, "steps": "7"} and record["bundle"] == "swin_unetr_finetune"
     assert [arm["name"] for arm in record["arms"]] == ["none", "synthetic", "shapes"]
     assert record["arms"][1]["weights"] == weights[0] and len(record["arms"][1]["sha256"]) == 64
@@ -610,7 +612,7 @@ def test_a_study_with_the_bundle(repository: Path, tmp_path: Path) -> None:
         ("none", "100", "7"),
         ("start", "100", "7"),
     ]
-    record = json.loads((out / "study.json").read_text())
+    record = json.loads((out / "study.json").read_text(encoding="utf-8"))
     small, large = (set(record["training_subjects"][share]["0"]) for share in ("20", "100"))
     assert small < large and not large & set(record["test_subjects"]) and len(record["test_subjects"]) == 2
     assert (out / "figure.png").is_file() and min(read_png(out / "overlay.png").shape[:2]) > 200
@@ -648,8 +650,12 @@ def test_the_page_names_options_and_files_that_exist(
     page = (repository / "docs" / "label_efficiency.md").read_text(encoding="utf-8")
     known: set[str] = set()
     for name in ("lidc_ldm", "swin_unetr_pretrain", "swin_unetr_finetune"):
-        known |= set(json.loads((repository / "bundles" / name / "configs" / "options.json").read_text()))
-        known |= set(json.loads((repository / "bundles" / name / "configs" / "inference.json").read_text()))
+        known |= set(
+            json.loads((repository / "bundles" / name / "configs" / "options.json").read_text(encoding="utf-8"))
+        )
+        known |= set(
+            json.loads((repository / "bundles" / name / "configs" / "inference.json").read_text(encoding="utf-8"))
+        )
         assert f"bundles/{name}" in page
     for command in (["study", "label-efficiency"], ["data", "phantoms"]):
         with pytest.raises(SystemExit):

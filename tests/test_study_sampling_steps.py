@@ -97,7 +97,7 @@ def test_more_steps_cost_more_and_noise_is_seen(tmp_path: Path, size: tuple[int,
         assert float(few["kid_low"]) <= float(few["kid"]) <= float(few["kid_high"])
     assert "| dpmpp | 10 | 2.5 |" in table
     assert "8 samples of each" in table
-    record = json.loads((tmp_path / "out" / "study.json").read_text())
+    record = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))
     assert record["real"]["images"] == 16
     assert record["arms"][0]["figures"]["kid"]["extractor"] == "random"
     picture = read_png(tmp_path / "out" / "figure.png")
@@ -175,9 +175,9 @@ def test_a_trained_run_is_sampled_and_timed(trained: Path, tmp_path: Path) -> No
     rows = rows_of(tmp_path)
     assert [row["timed_samples"] for row in rows] == ["4", "4"]
     assert all(float(row["seconds_per_sample"]) > 0 and row["device"].startswith("cpu with") for row in rows)
-    sidecar = json.loads((tmp_path / "out" / "samples" / "ddim_2" / "sample_6.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "samples" / "ddim_2" / "sample_6.json").read_text(encoding="utf-8"))
     assert (sidecar["sampler"], sidecar["num_steps"]) == ("ddim", 2)
-    record = json.loads((tmp_path / "out" / "study.json").read_text())
+    record = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))
     assert record["real"]["protocol"]["intensity"] == {"mode": "window", "lower": -1000.0, "upper": 1000.0}
     with pytest.raises(UserError, match="at most the 8 timesteps"):
         run_sampling_study(BUNDLE, trained, trained / "data", tmp_path / "out", ["ddim"], [9], 4)

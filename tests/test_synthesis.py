@@ -122,14 +122,14 @@ def test_images_use_the_whole_range_of_their_bits(tmp_path: Path, bits: int, cha
     values = out.read(7) / (2**bits - 1) * 2 - 1
     expected = image[0].numpy() if channels == 1 else np.moveaxis(image.numpy(), 0, -1)
     np.testing.assert_allclose(values, expected, atol=1.01 / (2**bits - 1))
-    sidecar = json.loads(out.sidecar_path(7).read_text())
+    sidecar = json.loads(out.sidecar_path(7).read_text(encoding="utf-8"))
     assert sidecar["class_name"] == "normal" and sidecar["seed"] == 7 and str(2**bits - 1) in sidecar["unit"]
 
 
 def test_volumes_stay_nifti(tmp_path: Path) -> None:
     out = writer(tmp_path)
     assert out.write(0, torch.zeros(1, 4, 4, 4)).name == "sample_0.nii.gz"
-    assert "class_name" not in json.loads(out.sidecar_path(0).read_text())
+    assert "class_name" not in json.loads(out.sidecar_path(0).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "ASR", "PIL"])

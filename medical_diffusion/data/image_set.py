@@ -210,7 +210,8 @@ class ImageSet(Sequence[Tensor]):
     def _check_voxels(self, cache_dir: Path | None) -> None:
         """Read every file once; keep those that can be read, note the constant ones and the range of stored values."""
         record = cache_dir / "read_files.json" if cache_dir is not None else None
-        known: dict[str, Any] = json.loads(record.read_text()) if record is not None and record.is_file() else {}
+        old = record if record is not None and record.is_file() else None
+        known: dict[str, Any] = {} if old is None else json.loads(old.read_text(encoding="utf-8"))
         before, kept, keys, stored = len(known), [], [], []
         for file in tqdm(self.files, f"Reading {self.folder.name}", unit="image", leave=False):
             try:
