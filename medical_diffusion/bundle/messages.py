@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +120,23 @@ def _figure(entry: dict[str, float | None]) -> str:
 
 def announce_written(folders: Folders) -> None:
     """Last lines of a training run: what was written."""
+    list_written(
+        {
+            folders.models / "autoencoder.pt": "weights of stage 1",
+            folders.models / "model.pt": "weights of stage 2 (moving average)",
+            folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
+            folders.reports / "reconstruction.json": "reconstruction metrics on held-out volumes",
+            folders.preview: "real, reconstructed and synthetic examples, to look at",
+        }
+    )
+
+
+def list_written(meanings: Mapping[Path, str]) -> None:
+    """Names of the files that exist, each with what it is; the first process speaks."""
     if not is_main_process():
         return
     logger.info("Written:")
-    names = {
-        folders.models / "autoencoder.pt": "weights of stage 1",
-        folders.models / "model.pt": "weights of stage 2 (moving average)",
-        folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
-        folders.reports / "reconstruction.json": "reconstruction metrics on held-out volumes",
-        folders.preview: "real, reconstructed and synthetic examples, to look at",
-    }
-    for path, meaning in names.items():
+    for path, meaning in meanings.items():
         if path.exists():
             logger.info("  %s   %s", path, meaning)
 

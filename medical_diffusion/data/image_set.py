@@ -57,7 +57,6 @@ SIDECARS = "sidecars"
 SAMPLE_NAME = re.compile(r"sample_\d+\.")
 READER = 2
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
-INTENSITIES = ("auto", "stored", "window", "percentile", "minmax")
 
 
 class ImageSet(Sequence[Tensor]):

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 
 def is_distributed() -> bool:
@@ -22,13 +21,6 @@ def is_main_process() -> bool:
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if is_distributed() else 1
-
-
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum of ``tensor`` over all processes, in place."""
-    if is_distributed():
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import PHANTOM_TITLES
+from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
 from medical_diffusion.bundle.pretraining.data import PretrainingData
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.files import check_writable, write_json
@@ -119,18 +119,14 @@ def report_pretraining(folders: Folders, evaluation: PretextEvaluation, settings
 
 def announce_pretrained(folders: Folders) -> None:
     """Last lines of a run: what was written."""
-    if not is_main_process():
-        return
-    logger.info("Written:")
-    names = {
-        folders.models / "model.pt": "weights of encoder and decoder, for --pretrained of swin_unetr_finetune",
-        folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
-        folders.reports / "pretraining.json": "held-out figures of the pretext task",
-        folders.preview: "true, masked and reconstructed volumes, to look at",
-    }
-    for path, meaning in names.items():
-        if path.exists():
-            logger.info("  %s   %s", path, meaning)
+    list_written(
+        {
+            folders.models / "model.pt": "weights of encoder and decoder, for --pretrained of swin_unetr_finetune",
+            folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
+            folders.reports / "pretraining.json": "held-out figures of the pretext task",
+            folders.preview: "true, masked and reconstructed volumes, to look at",
+        }
+    )
 
 
 def pretext_output(settings: Settings, folders: Folders) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import PHANTOM_TITLES
+from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
 from medical_diffusion.bundle.segmentation.data import SegmentationData
 from medical_diffusion.bundle.segmentation.pretrained import check_held_out, warn_of_other_volumes
 from medical_diffusion.bundle.settings import Settings
@@ -75,17 +75,13 @@ def transfer(network: nn.Module, settings: Settings, folders: Folders) -> frozen
 
 def announce_finetuned(folders: Folders) -> None:
     """Last lines of a training run: what was written."""
-    if not is_main_process():
-        return
-    logger.info("Written:")
-    names = {
-        folders.models / "model.pt": "weights of the best validation Dice, which load into MONAI's SwinUNETR",
-        folders.reports / "transfer.json": "what became of every pre-trained tensor",
-        folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
-    }
-    for path, meaning in names.items():
-        if path.exists():
-            logger.info("  %s   %s", path, meaning)
+    list_written(
+        {
+            folders.models / "model.pt": "weights of the best validation Dice, which load into MONAI's SwinUNETR",
+            folders.reports / "transfer.json": "what became of every pre-trained tensor",
+            folders.logs: f"TensorBoard logs: tensorboard --logdir {folders.logs}",
+        }
+    )
 
 
 def announce_segmenting(images: Collection[Any], writer: Any) -> None:
