@@ -15,6 +15,7 @@ from medical_diffusion.__main__ import main
 from medical_diffusion.cli.evaluate import gate, named_folders
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.copy_rate import clopper_pearson, samples_to_prove
+from medical_diffusion.evaluation.report.tables import BETTER
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_a_report_is_complete_and_the_gate_fires(
     near = bad["figures"]["feature_copy_ratio"]
     assert near["low"] <= near["value"] <= near["high"]
     assert near["n_strangers"] == 24
+    assert set(bad["figures"]) <= set(BETTER), "a figure without a word on which way is better"
     assert len(bad["nearest_in_features"]) == 10
     assert "http" not in page
     assert "untrained network" in page
@@ -75,7 +77,7 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert any(line.startswith("bad,copy_rate,") for line in table)
     assert "| fid |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "nearest_bad.png").is_file()
-    with open(tmp_path / "copies.csv", newline="") as stream:
+    with open(tmp_path / "copies.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert Counter(row["generator"] for row in rows) == {"honest": 16, "bad": 16}
     flagged = {row["sample"]: row for row in rows if row["flagged"] == "1"}
@@ -98,10 +100,10 @@ def test_generators_of_other_sizes_and_awkward_names_stay_apart(folders: Path, t
     assert pictures[0] != pictures[1]
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
-    assert rows[0] == r"| metric | a b | a_b | p\|q | real against real (halves of 12) |"
-    assert rows[2] == "| images | 12 | 16 | 12 |  |"
-    fid = next(row for row in rows if row.startswith("| fid |"))
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
+    assert rows[0] == r"| metric | better | a b | a_b | p\|q | real against real (halves of 12) |"
+    assert rows[2] == "| images |  | 12 | 16 | 12 |  |"
+    fid = next(row for row in rows if row.startswith("| fid | lower |"))
     assert re.search(r"\| [\d.]+ ± [\d.]+ \|$", fid)
     for told in (text, (tmp_path / "out" / "report.html").read_text(encoding="utf-8")):
         assert "different numbers of images (a b 12, a_b 16, p|q 12)" in told

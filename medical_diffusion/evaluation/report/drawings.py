@@ -75,7 +75,8 @@ def feature_overlap(features: Mapping[str, np.ndarray], side: int = 420) -> np.n
         picture = Image.new("RGB", (side, side + 20), (WHITE,) * 3)
         draw = ImageDraw.Draw(picture)
         draw.rectangle((0, 20, side - 1, side + 19), outline=(200, 200, 200))
-        for key, colour in (("real", COLOURS[0]), (name, COLOURS[1 + (index - 1) % (len(COLOURS) - 1)])):
+        colours = {"real": COLOURS[0], name: COLOURS[1 + (index - 1) % (len(COLOURS) - 1)]}
+        for key, colour in sorted(colours.items(), key=lambda item: -len(points[item[0]])):  # the fewer points on top
             places = np.clip((points[key] - low) / span, 0, 1) * (side - 16) + 8
             for x, y in places:
                 draw.ellipse((x - 2, y + 18, x + 2, y + 22), fill=colour)

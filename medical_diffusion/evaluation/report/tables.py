@@ -9,42 +9,43 @@ from typing import Any
 
 from medical_diffusion.evaluation.copy_rate import CopyRate
 
-ORDER = (
-    "fid",
-    "fid_infinity",
-    "kid",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "ms_ssim_synthetic",
-    "ms_ssim_real",
-    "ms_ssim_gap",
-    "high_frequency_ratio",
-    "auroc_synthetic",
-    "auroc_real",
-    "feature_copy_ratio",
-    "copy_rate",
-)
+BETTER = {
+    "fid": "lower",
+    "fid_infinity": "lower",
+    "kid": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "density": "near 1",
+    "coverage": "higher",
+    "ms_ssim_synthetic": "as real",
+    "ms_ssim_real": "",
+    "ms_ssim_gap": "near 0",
+    "high_frequency_ratio": "near 1",
+    "auroc_synthetic": "higher",
+    "auroc_real": "",
+    "feature_copy_ratio": "near 1",
+    "copy_rate": "lower",
+}
+"""The figures in their order, and which way is better: what a table says beside each name."""
 AXES = "HWD"
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the metric table: name, one column a generator, the floor of real against real."""
+    """Rows of the metric table: name, what is better, one column a generator, the floor of real against real."""
     generators = report["generators"]
     half = report["floor"].get("fid", {}).get("n")
     rows = [
-        ["metric", *generators, "real against real" + (f" (halves of {half})" if half else "")],
-        ["images", *(str(generator["images"]) for generator in generators.values()), ""],
+        ["metric", "better", *generators, "real against real" + (f" (halves of {half})" if half else "")],
+        ["images", "", *(str(generator["images"]) for generator in generators.values()), ""],
     ]
-    names = [*ORDER, *sorted({n for g in generators.values() for n in g["figures"]} - set(ORDER))]
+    names = [*BETTER, *sorted({n for g in generators.values() for n in g["figures"]} - set(BETTER))]
     for name in names:
         cells = [g["figures"][name] for g in generators.values() if name in g["figures"]]
         if len(cells) != len(generators):
             continue
         floor = report["floor"].get(name) or (report["ms_ssim_real"] if name == "ms_ssim_synthetic" else None)
         floor = report["utility"]["auroc_real"] if name == "auroc_synthetic" else floor
-        rows.append([name, *map(shown, cells), shown(floor, half) if floor else ""])
+        rows.append([name, BETTER.get(name, ""), *map(shown, cells), shown(floor, half) if floor else ""])
     return rows
 
 

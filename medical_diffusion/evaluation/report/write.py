@@ -1,28 +1,18 @@
-"""The files of a report: ``report.json``, ``report.md``, CSV tables, PNGs, and ``report.html`` in one file."""
+"""The files of a report: ``report.json``, ``report.md``, CSV tables, PNGs, and ``report.html``."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medical_diffusion.evaluation.report.drawings import feature_overlap, feature_pairs, intervals, pairs, sheet
 from medical_diffusion.evaluation.report.measure import Measurement, ReportImages
 from medical_diffusion.evaluation.report.notes import comparison, notes
+from medical_diffusion.evaluation.report.page import page
 from medical_diffusion.evaluation.report.tables import comparisons_csv, copies_csv, figures_csv, table
 from medical_diffusion.files import check_writable, write_json, write_text
 from medical_diffusion.pictures import write_png
-
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1080px;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{border-bottom:1px solid #ddd;padding:.2rem .7rem;
-text-align:left}th{background:#f5f5f5}small{color:#666}img{max-width:100%;image-rendering:pixelated}.bad{color:#b00020;
-font-weight:600}.warn{background:#fff4d6;padding:.4rem .8rem;border-left:4px solid #e0a800}
-.verdict{background:#eef4fb;padding:.4rem .8rem;border-left:4px solid #3a78b5}"""
 
 
 def write_report(
@@ -68,7 +58,7 @@ def write_report(
     if measurement.copies:
         write_text(folder / "copies.csv", copies_csv(measurement.copies, sample_names, training_names))
     write_text(folder / "report.md", _markdown(report))
-    return write_text(folder / "report.html", _html(report, pictures))
+    return write_text(folder / "report.html", page(report, pictures))
 
 
 def _names(images: ReportImages) -> list[str]:
@@ -97,49 +87,6 @@ def _markdown(report: Mapping[str, Any]) -> str:
     for entry in report["comparisons"]:
         lines.append(f"- {comparison(entry)}")
     return "\n".join([*lines, "", f"Protocol {report['protocol_hash'][:16]}", ""])
-
-
-def _html(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], np.ndarray]) -> str:
-    rows = table(report)
-    body = ["<h1>Evaluation of synthetic images</h1>"]
-    for name, generator in report["generators"].items():
-        body.append(f'<p class="verdict"><b>{escape(name)}.</b> {escape(generator["verdict"])}</p>')
-    body += [f'<p class="warn">{escape(warning)}</p>' for warning in report["warnings"]]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    body.append(f"<table><tr>{head}</tr>{lines}</table>")
-    told = [*notes(report), *(comparison(entry) for entry in report["comparisons"])]
-    body.append("<ul>" + "".join(f"<li><small>{escape(note)}</small></li>" for note in told) + "</ul>")
-    body.append(_image("Real images", pictures["real", ""]))
-    for name in report["generators"]:
-        body.append(_image(f"Samples of {name}", pictures["samples", name]))
-    body.append(_image("Features on the first two principal axes of the real images", pictures["features", ""]))
-    body.append(_image("Diversity: similarity of pairs; the nearer to real the better", pictures["diversity", ""]))
-    for name, generator in report["generators"].items():
-        if ("nearest", name) in pictures:
-            scores = ", ".join(_score(pair) for pair in generator["nearest"])
-            caption = f"Nearest training images of {name}: samples above, turned onto the training image below"
-            body.append(_image(f"{caption}. Scores: {scores}", pictures["nearest", name]))
-        if ("nearest_features", name) in pictures:
-            caption = f"Nearest training images of {name} by features: samples above, training images below"
-            body.append(_image(caption, pictures["nearest_features", name]))
-    body.append(f"<p><small>Protocol {report['protocol_hash']}</small></p>")
-    title = "<title>Evaluation of synthetic images</title>"
-    return f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(body)}</html>\n'
-
-
-def _image(caption: str, picture: np.ndarray) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-
-
-def _score(pair: Mapping[str, Any]) -> str:
-    relation = "copy of" if pair["copy"] else "beside"
-    return f"{pair['sample_name']} {pair['score']:.3g} ({relation} {pair['training_name']})"
 
 
 def _file_names(pictures: Sequence[tuple[str, str]]) -> list[str]:
