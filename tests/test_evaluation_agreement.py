@@ -17,9 +17,9 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation import ClassAgreement
 from medical_diffusion.evaluation.agreement import (
     Agreement,
-    SmallClassifier,
     area_under_roc,
     augmented,
+    small_resnet,
     wilson_interval,
 )
 
@@ -99,7 +99,7 @@ def test_one_by_one_equals_a_batch(judge):
 
 
 def test_gradients_reach_every_parameter():
-    network = SmallClassifier((16, 12, 5), 2, 3)
+    network = small_resnet((16, 12, 5), 2, 3)
     network(torch.randn(2, 2, 16, 12, 5)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 

@@ -1,10 +1,11 @@
 """Does a sample show the class that was asked for? Judged by a small classifier of the real images.
 
-The classifier is no published network: three to four strided convolutions, global average and maximum, one linear layer
-(about 60 thousand weights). It is trained from scratch on the run's own labelled training images, each class drawn
-equally often, under small shifts and noise, so that neither a border nor the sharpness of single voxels decides. Its
-area under the ROC curve on held-out real images says how far its verdict on samples can be trusted: at 0.5 it says
-nothing, and the share of agreement on samples is bounded by its accuracy on real ones.
+The classifier is a ResNet as in Medfusion (Table 4), MONAI's, made small: a strided convolution, four stages of one
+residual block, global average, one linear layer (0.12 million weights in 2D, 0.36 in 3D). It is trained from scratch on
+the run's own labelled training images, each class drawn equally often, under small shifts and noise, so that neither a
+border nor the sharpness of single voxels decides. Its area under the ROC curve on held-out real images says how far its
+verdict on samples can be trusted: at 0.5 it says nothing, and the share of agreement on samples is bounded by its
+accuracy on real ones.
 
 The same class works for images (depth 1) and volumes. Intervals are Wilson's (1927) at 95 %.
 """
@@ -17,16 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.networks.nets import ResNet
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from medical_diffusion.errors import UserError, did_you_mean
-from medical_diffusion.networks.conv import Convolution
 from medical_diffusion.shapes import per_axis
 
 WIDTHS = (16, 32, 48, 64)
-SMALLEST_MAP = 4  # an axis is halved while it is longer than this
+SMALLEST_MAP = 8  # an axis is halved by the first convolution where it is longer than this
 SHIFT = 0.06  # of an axis, largest augmentation shift
 NOISE = 0.05  # standard deviation of the augmentation's noise, of a range [-1, 1]
 BATCH = 32
@@ -92,23 +93,27 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-class SmallClassifier(nn.Module):
-    """Strided convolutions, global average and maximum, a linear layer: (B, C, H, W, D) to logits (B, classes)."""
+def small_resnet(size: Sequence[int], channels: int, classes: int) -> ResNet:
+    """MONAI's ResNet for images (H, W, 1), which it takes as (B, C, H, W), or volumes (B, C, H, W, D), to logits.
 
-    def __init__(self, size: Sequence[int], channels: int, classes: int) -> None:
-        super().__init__()
-        here, width, layers = per_axis(size, "size"), channels, []
-        for out in WIDTHS:
-            stride = tuple(2 if n > SMALLEST_MAP else 1 for n in here)
-            convolution = Convolution(here, width, out, kernel_size=3, stride=stride)
-            layers.append(nn.Sequential(convolution, nn.GroupNorm(4, out), nn.SiLU()))
-            here, width = convolution.out_size, out
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(2 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.layers(x).flatten(2)
-        return self.head(torch.cat([features.mean(2), features.amax(2)], dim=1))
+    Args:
+        size: voxels (H, W, D); the first convolution halves the axes that are long enough.
+        channels: of the images.
+        classes: how many.
+    """
+    height, width, depth = per_axis(size, "size")
+    axes = (height, width) if depth == 1 else (height, width, depth)
+    return ResNet(
+        "basic",
+        layers=[1] * len(WIDTHS),
+        block_inplanes=list(WIDTHS),
+        spatial_dims=len(axes),
+        n_input_channels=channels,
+        conv1_t_size=3,
+        conv1_t_stride=tuple(2 if n > SMALLEST_MAP else 1 for n in axes),  # type: ignore[arg-type]
+        no_max_pool=True,
+        num_classes=classes,
+    )
 
 
 class ClassAgreement:
@@ -116,7 +121,7 @@ class ClassAgreement:
 
     Args:
         classes: names, at least two; their order is that of the labels.
-        steps: training steps, each on 32 images; 400 take about half a minute on one core at 64x64.
+        steps: training steps, each on 32 images; 400 take about a minute and a half on one core at 64x64.
         learning_rate: highest one of a cycle with warm-up and cosine decay (AdamW).
         seed: of weights, order and augmentation: the same seed gives the same classifier.
 
@@ -128,7 +133,7 @@ class ClassAgreement:
         if len(classes) < 2 or len(set(classes)) != len(classes):
             raise UserError("agreement needs at least two classes of different names", list(classes))
         self.classes, self.steps, self.learning_rate, self.seed = tuple(classes), steps, learning_rate, seed
-        self._network: SmallClassifier | None = None
+        self._network: ResNet | None = None
         self._mean, self._scale = torch.zeros(1), torch.ones(1)
         self._shape: tuple[int, ...] = ()
 
@@ -153,24 +158,28 @@ class ClassAgreement:
         self._scale = images.std(axes, keepdim=True).clamp_min(1e-6)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._network = SmallClassifier(images.shape[2:], images.shape[1], len(self.classes))
+            self._network = small_resnet(images.shape[2:], images.shape[1], len(self.classes))
             self._train(self._network, images, targets, counts)
         return self
 
-    def _train(self, network: SmallClassifier, images: Tensor, targets: Tensor, counts: Tensor) -> None:
+    def _train(self, network: ResNet, images: Tensor, targets: Tensor, counts: Tensor) -> None:
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=self.steps)
         weights = 1 / counts[targets].double()
         network.train()
         for _ in range(self.steps):
             chosen = torch.multinomial(weights, BATCH, replacement=True)
-            logits = network((augmented(images[chosen]) - self._mean) / self._scale)
+            logits = self._logits(network, augmented(images[chosen]))
             loss = functional.cross_entropy(logits, targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         network.eval()
+
+    def _logits(self, network: ResNet, images: Tensor) -> Tensor:
+        normalised = (images - self._mean) / self._scale
+        return network(normalised[..., 0] if self._shape[-1] == 1 else normalised)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -186,7 +195,7 @@ class ClassAgreement:
                 f"images must have the shape (B, {', '.join(map(str, self._shape))}) of the training images",
                 tuple(images.shape),
             )
-        batches = [self._network((part - self._mean) / self._scale) for part in images.split(EVALUATION_BATCH)]
+        batches = [self._logits(self._network, part) for part in images.split(EVALUATION_BATCH)]
         return torch.cat(batches).softmax(1) if batches else torch.zeros(0, len(self.classes))
 
     def auroc(self, images: Tensor, labels: Labels) -> float:
