@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from types import SimpleNamespace
 
+import class_agreement
 import nibabel
 import numpy as np
 import pytest
@@ -160,19 +160,13 @@ def test_bad_images_and_labels_are_refused(judge):
         ClassAgreement(CLASSES).probabilities(images)
 
 
-@pytest.fixture
-def benchmark(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    return importlib.import_module("class_agreement")
-
-
-def test_samples_are_read_by_guidance_scale_in_the_range_of_the_training_images(benchmark, tmp_path):
+def test_samples_are_read_by_guidance_scale_in_the_range_of_the_training_images(tmp_path):
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 23
     for seed, scale, values in ((2, 1.0, grey), (10, 2.0, grey), (1, 1.0, grey.astype(np.uint16) * 257)):
         Image.fromarray(values).save(tmp_path / f"sample_{seed}.png")
         sidecar = {"class_name": CLASSES[seed % 2], "guidance_scale": scale}
         (tmp_path / f"sample_{seed}.json").write_text(json.dumps(sidecar))
-    samples = benchmark.by_guidance(benchmark.read_samples(tmp_path, SimpleNamespace(intensity="stored")))
+    samples = class_agreement.by_guidance(class_agreement.read_samples(tmp_path, SimpleNamespace(intensity="stored")))
     assert {scale: (tuple(i.shape), names) for scale, (i, names) in samples.items()} == {
         1.0: ((2, 1, 3, 4, 1), ["large", "small"]),
         2.0: ((1, 1, 3, 4, 1), ["small"]),
@@ -182,31 +176,31 @@ def test_samples_are_read_by_guidance_scale_in_the_range_of_the_training_images(
         assert torch.allclose(image, expected, atol=1e-5)
 
 
-def test_colour_and_volume_samples_are_read(benchmark, tmp_path):
+def test_colour_and_volume_samples_are_read(tmp_path):
     Image.fromarray(np.full((3, 4, 3), (255, 0, 0), np.uint8)).save(tmp_path / "sample_0.png")
     (tmp_path / "sample_0.json").write_text("{}")
     nibabel.save(nibabel.Nifti1Image(np.full((2, 3, 4), 400, np.int16), np.eye(4)), tmp_path / "sample_1.nii.gz")
     (tmp_path / "sample_1.json").write_text("{}")
     settings = SimpleNamespace(intensity="window", window=[-1000.0, 400.0])
-    colour, volume = (sample.image for sample in benchmark.read_samples(tmp_path, settings))
+    colour, volume = (sample.image for sample in class_agreement.read_samples(tmp_path, settings))
     assert tuple(colour.shape) == (3, 3, 4, 1)
     assert colour[:, 0, 0, 0].tolist() == [1, -1, -1]
     assert tuple(volume.shape) == (1, 2, 3, 4)
     assert volume.unique().tolist() == [1]
 
 
-def test_folders_without_samples_or_classes_are_refused(benchmark, tmp_path):
+def test_folders_without_samples_or_classes_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"--samples must be a folder of sample_<seed>\.json"):
-        benchmark.read_samples(tmp_path, SimpleNamespace(intensity="stored"))
-    sample = benchmark.Sample(torch.zeros(1, 2, 2, 1), None, None, None)
+        class_agreement.read_samples(tmp_path, SimpleNamespace(intensity="stored"))
+    sample = class_agreement.Sample(torch.zeros(1, 2, 2, 1), None, None, None)
     with pytest.raises(UserError, match=r"agreement needs samples of a class.*without class_name"):
-        benchmark.by_guidance([sample])
+        class_agreement.by_guidance([sample])
 
 
-def test_the_table_has_a_row_for_each_set_of_images(benchmark, judge):
+def test_the_table_has_a_row_for_each_set_of_images(judge):
     images, labels = blobs(4, (16, 16, 1))
     report = judge.agreement(images, labels)
-    lines = benchmark.table(CLASSES, [("real", None, report), ("drawn", 2.0, report)]).splitlines()
+    lines = class_agreement.table(CLASSES, [("real", None, report), ("drawn", 2.0, report)]).splitlines()
     assert lines[0] == "| images | guidance scale | agree | small | large |"
     assert {line.count("|") for line in lines} == {6}
     assert lines[3].startswith("| drawn | 2 | 100.0 % (4 of 4;")

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from copy_alarms import PLANTS
 from torch import Tensor
 
 from medical_diffusion.data.image_set import ImageSet
@@ -27,36 +26,6 @@ def smooth(count: int, *size: int, seed: int, channels: int = 1) -> Tensor:
         for _ in range(2):
             noise = (noise + noise.roll(1, axis)) / 2 if size[axis - 2] > 1 else noise
     return torch.tanh(noise[1:] + 2 * noise[:1])
-
-
-def shifted(image: Tensor, step: int) -> Tensor:
-    for axis, size in enumerate(image.shape[1:], start=1):
-        if size >= 8:
-            image = image.index_select(axis, (torch.arange(size) + step).clamp(0, size - 1))
-    return image
-
-
-def recompressed(image: Tensor, quality: int = 50) -> Tensor:
-    slices = []
-    for plane in image[0].movedim(-1, 0):
-        stream = io.BytesIO()
-        grey = ((plane + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-        Image.fromarray(grey).save(stream, "JPEG", quality=quality)
-        slices.append(torch.from_numpy(np.asarray(Image.open(stream)).astype(np.float32)))
-    return torch.stack(slices, -1)[None] / 127.5 - 1
-
-
-PLANTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "exact": lambda x: x,
-    "flipped": lambda x: x.flip([2]),
-    "shifted": lambda x: shifted(x, 2),
-    "noisy": lambda x: (x + 0.1 * torch.randn(x.shape)).clamp(-1, 1),
-    "recompressed": recompressed,
-    "darker": lambda x: 0.7 * x - 0.2,
-    "flipped, shifted, noisy, recompressed": lambda x: recompressed(
-        (shifted(x.flip([1]), -2) + 0.1 * torch.randn(x.shape)).clamp(-1, 1), 75
-    ),
-}
 
 
 @pytest.mark.parametrize("size", SIZES)

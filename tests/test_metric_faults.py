@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import metric_faults
 
 from medical_diffusion.evaluation.features import create_extractor
 
 
-@pytest.fixture
-def metric_faults(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    return importlib.import_module("metric_faults")
-
-
-def unseen(metric_faults: ModuleType, found: dict[str, dict[str, list[float]]]) -> list[str]:
+def unseen(found: dict[str, dict[str, list[float]]]) -> list[str]:
     return [
         f"{fault} by {metric}: {values}"
         for fault, metrics in found.items()
@@ -26,25 +18,25 @@ def unseen(metric_faults: ModuleType, found: dict[str, dict[str, list[float]]]) 
     ]
 
 
-def test_faults_of_radiographs_are_seen(metric_faults: ModuleType, data_folder: Path) -> None:
+def test_faults_of_radiographs_are_seen(data_folder: Path) -> None:
     halves = metric_faults.radiographs(data_folder, 120)
     assert halves.real.shape == (120, 1, 28, 28, 1)
     found = metric_faults.judge_faults(halves, create_extractor("random", 2), pairs=300)
-    assert unseen(metric_faults, found) == []
+    assert unseen(found) == []
     assert "| blur (none, 0.5, 1, 2) | **" in metric_faults.table(found)
 
 
-def test_faults_of_volumes_are_seen(metric_faults: ModuleType, data_folder: Path) -> None:
+def test_faults_of_volumes_are_seen(data_folder: Path) -> None:
     halves = metric_faults.hippocampus(data_folder, 78, size=(16, 24, 16))
     assert halves.real.shape == (78, 1, 16, 24, 16)
     found = metric_faults.judge_faults(halves, create_extractor("random", 3), pairs=100)
-    assert unseen(metric_faults, found) == []
+    assert unseen(found) == []
     # MS-SSIM of pairs notices once each image stands there 32 times
     gaps = found["collapse"]["ms_ssim_gap"]
     assert gaps[-1] > max(0.05, *map(abs, gaps[:-1]))
 
 
-def test_what_worsening_means(metric_faults: ModuleType) -> None:
+def test_what_worsening_means() -> None:
     assert metric_faults.worsens("fid", [1, 2, 3])
     assert not metric_faults.worsens("fid", [1, 3, 2])
     assert not metric_faults.worsens("fid", [1, 1, 2])

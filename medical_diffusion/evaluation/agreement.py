@@ -110,7 +110,7 @@ def small_resnet(size: Sequence[int], channels: int, classes: int) -> ResNet:
         spatial_dims=len(axes),
         n_input_channels=channels,
         conv1_t_size=3,
-        conv1_t_stride=tuple(2 if n > SMALLEST_MAP else 1 for n in axes),  # type: ignore[arg-type]
+        conv1_t_stride=tuple(2 if n > SMALLEST_MAP else 1 for n in axes),
         no_max_pool=True,
         num_classes=classes,
     )
