@@ -152,6 +152,19 @@ def test_mixed_sizes_are_refused_or_made_alike(tmp_path: Path, options: dict, sh
         check_alike([ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")])
 
 
+def test_images_are_scaled_whole_and_then_cropped_or_padded_with_black_as_in_training(tmp_path: Path) -> None:
+    write_picture(tmp_path / "flat" / "a.png", pixels((5, 7)) // 2 + 100)  # nothing in it is black
+    padded = ImageSet(tmp_path / "flat", crop_size=(9, 7))[0][0, ..., 0]
+    assert (padded[:2] == -1).all()
+    assert (padded[-2:] == -1).all()
+    torch.testing.assert_close(padded[2:-2], ImageSet(tmp_path / "flat")[0][0, ..., 0])
+    array = voxels((8, 9, 6)).astype(np.float32)
+    array[0] = 5000  # outside of the crop, and beyond the percentiles of what is inside
+    write_nifti(tmp_path / "volumes" / "a.nii", array)
+    whole, cropped = (ImageSet(tmp_path / "volumes", crop_size=size)[0] for size in (None, (4, 5, 6)))
+    torch.testing.assert_close(cropped, whole[:, 2:6, 2:7])
+
+
 def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:
     pictures(tmp_path / "a", 1)
     pictures(tmp_path / "b", 1, (5, 7, 3))

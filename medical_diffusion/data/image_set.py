@@ -55,7 +55,7 @@ PERCENTILES = (0.5, 99.5)
 CLASS_FOLDERS = "folders"
 SIDECARS = "sidecars"
 SAMPLE_NAME = re.compile(r"sample_\d+\.")
-READER = 2
+READER = 3
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 
 
@@ -69,7 +69,7 @@ class ImageSet(Sequence[Tensor]):
         window: (lower, upper) in stored units, such as HU.
         image_size: every image is resized to it, (H, W, D), one number, or (H, W) for flat images; without it all must
             be of one size.
-        crop_size: centre crop or pad (with the image's minimum) before; 0 leaves an axis.
+        crop_size: centre crop or pad before (with -1, after the intensities, as in training); 0 leaves an axis.
         channels: 1 or 3, converts grey and RGB; without it all must agree.
         labels: "folders" (the first folder is the class), "sidecars" (``class_name`` of each sample's JSON), or the
             path of a CSV or JSON list, which then also says which files belong.
@@ -120,7 +120,7 @@ class ImageSet(Sequence[Tensor]):
         self._channels, self._scaling = channels, _scaling(intensity, window, self.is_planar)
         self._crop = _size(crop_size, self.is_planar, "crop_size", least=0)
         # one for all images: it says once that some are padded
-        self._cropping = CenterCropOrPadd("image", self._crop, "minimum") if self._crop is not None else None
+        self._cropping = CenterCropOrPadd("image", self._crop) if self._crop is not None else None
         self._resize = _size(image_size, self.is_planar, "image_size")
         self.channels = channels or _agreed(
             self.folder, colours, "number of channels", "Pass channels 1 or 3 to convert them"
@@ -259,13 +259,14 @@ class ImageSet(Sequence[Tensor]):
     def _prepared(self, image: MetaTensor, file: VolumeFile) -> Tensor:
         if not self.is_planar:
             image = Orientation(axcodes="RAS", labels=None)(image)
+        image = _scaled(image, self._scaling)
         if self._cropping is not None:
             image = self._cropping({"image": image})["image"]
         if self._resize is not None:
             image = resize_volume(image, self._resize)
         if tuple(image.shape[1:]) != self.size:
             raise UserError(f"images must have the size {self.size}", f"{file.path} of {tuple(image.shape[1:])}")
-        return _scaled(image, self._scaling).as_tensor().contiguous()
+        return image.as_tensor().contiguous()
 
 
 def check_alike(sets: Sequence[ImageSet]) -> None:
