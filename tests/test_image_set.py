@@ -175,6 +175,25 @@ def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:
         check_alike([ImageSet(tmp_path / "a"), ImageSet(tmp_path / "b")])
 
 
+def test_sets_that_differ_are_told_apart_before_a_voxel_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "flat" / "ill", 2)
+    write_nifti(tmp_path / "volumes" / "a.nii", voxels((8, 9, 6)).astype(np.float32))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("voxels were read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medical_diffusion.data.image_set.load_volume", refuse)
+        flat = ImageSet(tmp_path / "flat", labels="folders", check_voxels=False)
+        volumes = ImageSet(tmp_path / "volumes", check_voxels=False)
+        with pytest.raises(UserError, match=r"2D images can not be compared with 3D volumes.*2D and 3D"):
+            check_alike([flat, volumes])
+    flat.check_voxels()
+    assert (flat.class_names, flat.labels, len(flat)) == (("ill",), [0, 0], 2)
+
+
 def test_flat_images_and_volumes_do_not_mix(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a" / "a.nii", voxels((5, 7, 1)))
     write_nifti(tmp_path / "b" / "b.nii", voxels((5, 7, 4)))

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
-from medical_diffusion.data.image_set import SIDECARS, ImageSet
+from medical_diffusion.data.image_set import ImageSet
+from medical_diffusion.data.listing.image_folders import SIDECARS
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.features import create_extractor
 from medical_diffusion.evaluation.report import Labels, measure, write_report

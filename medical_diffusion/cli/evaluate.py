@@ -110,6 +110,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     train = read("train", arguments.train, None) if train_folder else None
     sets = {"real": real, **generators, **({"train": train} if train is not None else {})}
     check_alike(list(sets.values()))
+    for images in sets.values():
+        images.check_voxels()
+        for fault in images.unreadable:
+            print(f"left out: {fault}")
     extractor = create_extractor(arguments.features, 2 if real.is_planar else 3, real.channels, arguments.weights)
     measurement = measure(
         real,
@@ -244,7 +248,7 @@ def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | 
     for option in ("image_size", "crop_size"):
         value = getattr(arguments, option)
         sizes[option] = value[0] if value is not None and len(value) == 1 else value
-    images = ImageSet(
+    return ImageSet(
         folder,
         arguments.intensity,
         arguments.window,
@@ -253,11 +257,9 @@ def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | 
         limit=limit,
         seed=arguments.seed,
         cache_dir=cache,
+        check_voxels=False,
         **sizes,
     )
-    for fault in images.unreadable:
-        print(f"left out: {fault}")
-    return images
 
 
 def _say(what: str) -> None:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, VolumeHeader
-from medical_diffusion.data.listing.class_folders import label_by_folder
 from medical_diffusion.data.listing.classes import resolve_classes
-from medical_diffusion.data.listing.discovery import check_dataset_dir, scan_volumes
-from medical_diffusion.data.listing.entries import locate
-from medical_diffusion.data.listing.tables import read_table
+from medical_diffusion.data.listing.discovery import check_dataset_dir
+from medical_diffusion.data.listing.image_folders import find_images
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.preprocessing.crop import CenterCropOrPadd
 from medical_diffusion.data.preprocessing.intensity import IntensityScaling
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
-from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES, is_flat_format, kind_of
+from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES
 from medical_diffusion.data.reading.headers import read_header
 from medical_diffusion.data.reading.images import read_image
 from medical_diffusion.data.reading.reader import load_volume
@@ -52,9 +49,6 @@ from medical_diffusion.files import content_hash, file_hash, write_json
 from medical_diffusion.shapes import per_axis
 
 PERCENTILES = (0.5, 99.5)
-CLASS_FOLDERS = "folders"
-SIDECARS = "sidecars"
-SAMPLE_NAME = re.compile(r"sample_\d+\.")
 READER = 3
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 
@@ -76,6 +70,8 @@ class ImageSet(Sequence[Tensor]):
         limit: at most so many images, drawn at random with ``seed``.
         planar: whether files are flat images of their own; found out by default.
         cache_dir: remembers there which files were read without fault, so that they are not read again.
+        check_voxels: read every file at once; otherwise before first use :meth:`check_voxels` must be called, so that
+            what the headers of several sets say can be compared before.
 
     Attributes:
         files: what was found and can be read.
@@ -103,11 +99,12 @@ class ImageSet(Sequence[Tensor]):
         seed: int = 0,
         planar: bool | None = None,
         cache_dir: str | Path | None = None,
+        check_voxels: bool = True,
     ) -> None:
         if limit is not None and limit < 1:
             raise UserError("the number of images must be positive", limit)
         self.folder = check_dataset_dir(folder)
-        files, self.unreadable = _find(self.folder, labels, planar)
+        files, self.unreadable = find_images(self.folder, labels, planar)
         if limit is not None and limit < len(files):
             chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
             files = [files[n] for n in sorted(chosen)]
@@ -136,8 +133,11 @@ class ImageSet(Sequence[Tensor]):
         }
         self.files = files
         self.constant: list[str] = []
-        self._check_voxels(Path(cache_dir) if cache_dir is not None else None)
-        self.class_names, self.labels = resolve_classes(self.files) if labels is not None else ((), [])
+        self.class_names: tuple[str, ...] = ()
+        self.labels: list[int] = []
+        self._labelled, self._cache_dir = labels is not None, Path(cache_dir) if cache_dir is not None else None
+        if check_voxels:
+            self.check_voxels()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -206,9 +206,13 @@ class ImageSet(Sequence[Tensor]):
         remedy = "Pass image_size to resize them, or crop_size to crop and pad them"
         return per_axis(_agreed(self.folder, sizes, "size", remedy), "image_size")
 
-    def _check_voxels(self, cache_dir: Path | None) -> None:
-        """Read every file once; keep those that can be read, note the constant ones and the range of stored values."""
-        record = cache_dir / "read_files.json" if cache_dir is not None else None
+    def check_voxels(self) -> None:
+        """Read every file once; keep those that can be read, note the constant ones and the range of stored values.
+
+        Raises:
+            UserError: no file can be read, stored values of several ranges, or images without labels.
+        """
+        record = self._cache_dir / "read_files.json" if self._cache_dir is not None else None
         old = record if record is not None and record.is_file() else None
         known: dict[str, Any] = {} if old is None else json.loads(old.read_text(encoding="utf-8"))
         before, kept, keys, stored = len(known), [], [], []
@@ -233,6 +237,8 @@ class ImageSet(Sequence[Tensor]):
             check_one_map(self.folder, stored)
         if record is not None and len(known) > before:
             write_json(record, known)
+        if self._labelled:
+            self.class_names, self.labels = resolve_classes(self.files)
 
     def _observed(self, file: VolumeFile) -> dict[str, Any]:
         """What is worth knowing of an image without reading it again; ``content`` hashes its values as read."""
@@ -291,40 +297,6 @@ def check_alike(sets: Sequence[ImageSet]) -> None:
             raise UserError("the sets must have one intensity map", shown, "Pass the same intensity and window")
 
 
-def _find(root: Path, labels: str | Path | None, planar: bool | None) -> tuple[list[VolumeFile], list[Fault]]:
-    planar = _is_planar(root) if planar is None else planar
-    if labels is not None and str(labels) not in (CLASS_FOLDERS, SIDECARS):
-        table = Path(str(labels)).expanduser()
-        table = root / table if not table.exists() and (root / table).is_file() else table
-        volumes, faults = locate(read_table(table), table, root, planar)
-        return sorted(volumes, key=lambda volume: volume.path.as_posix()), faults
-    volumes, faults = scan_volumes(root, planar=planar)
-    volumes = _samples_only(volumes)
-    if labels == CLASS_FOLDERS:
-        volumes, more = label_by_folder(root, volumes)
-        return volumes, faults + more
-    return ([_with_sidecar(volume) for volume in volumes] if labels == SIDECARS else volumes), faults
-
-
-def _is_planar(root: Path) -> bool:
-    """Whether flat images are meant: there are some, and no volume; DICOM files of one slice each."""
-    files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    kinds = {kind_of(path) for path in files}
-    if kinds & {"nifti", "nrrd", "metaimage", "numpy"}:
-        return False
-    if any(is_flat_format(path) for path in files):
-        return True
-    series = scan_volumes(root)[0] if "dicom" in kinds else []
-    return bool(series) and all(read_header(v.path, v.series_uid).spatial_shape[2] == 1 for v in series)
-
-
-def _samples_only(volumes: list[VolumeFile]) -> list[VolumeFile]:
-    """Without pictures that lie beside ``sample_<seed>`` files and are none."""
-    samples = [volume for volume in volumes if SAMPLE_NAME.match(volume.path.name)]
-    generated = {volume.path.parent for volume in samples if _sidecar(volume.path).is_file()}
-    return [v for v in volumes if v.path.parent not in generated or SAMPLE_NAME.match(v.path.name)]
-
-
 def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, int]:
     """Shape of a volume once its axes run right, front and up; rows and columns of a flat image as looked at."""
     shape = header.spatial_shape
@@ -335,19 +307,6 @@ def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, in
         return shape
     axes = nibabel.io_orientation(header.affine)[:, 0]
     return shape if np.isnan(axes).any() else per_axis([shape[n] for n in np.argsort(axes)], "shape")
-
-
-def _sidecar(path: Path) -> Path:
-    name = path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
-    return path.with_name(f"{name}.json")
-
-
-def _with_sidecar(volume: VolumeFile) -> VolumeFile:
-    try:
-        name = json.loads(_sidecar(volume.path).read_text(encoding="utf-8")).get("class_name")
-    except (OSError, ValueError, AttributeError):
-        name = None
-    return replace(volume, class_name=None if name is None else str(name))
 
 
 def _scaling(intensity: str, window: Sequence[float] | None, is_planar: bool) -> IntensityScaling:
