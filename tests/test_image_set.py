@@ -59,12 +59,42 @@ def test_pictures_beside_samples_are_no_samples(tmp_path: Path) -> None:
     images = ImageSet(tmp_path, labels="sidecars")
     assert images.names == ["sample_0.png", "sample_1.png"]
     assert (images.class_names, images.labels) == (("kind 0", "kind 1"), [0, 1])
+    assert images.ignored == []
+
+
+def left_out(images: ImageSet) -> list[tuple[str, str]]:
+    return [(left.path.relative_to(images.folder).as_posix(), left.why) for left in images.ignored]
 
 
 def test_volumes_beside_pictures_are_meant_alone(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
     write_picture(tmp_path / "preview.png")
-    assert ImageSet(tmp_path).names == ["a.nii.gz"]
+    images = ImageSet(tmp_path)
+    assert images.names == ["a.nii.gz"]
+    assert left_out(images) == [("preview.png", "flat images do not count beside volumes")]
+
+
+def test_what_could_be_an_image_is_left_out_by_name(tmp_path: Path) -> None:
+    pictures(tmp_path / "flat", 2)
+    write_picture(tmp_path / "flat" / "sample_0.png", pixels((5, 7)))
+    (tmp_path / "flat" / "sample_0.json").write_text("{}", encoding="utf-8")
+    pictures(tmp_path / "flat" / "masks", 1)
+    assert left_out(ImageSet(tmp_path / "flat")) == [
+        ("0.png", "it lies beside samples"),
+        ("1.png", "it lies beside samples"),
+        ("masks/0.png", "its folder is named as one of labels"),
+    ]
+    pictures(tmp_path / "stack", 2)
+    np.save(tmp_path / "stack" / "stack.npy", voxels((8, 9, 6)))
+    images = ImageSet(tmp_path / "stack", intensity="minmax")
+    assert images.names == ["stack.npy"]
+    assert [name for name, _ in left_out(images)] == ["0.png", "1.png"]
+
+
+def test_linked_folders_count_and_hidden_ones_do_not_where_2d_or_3d_is_found_out(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "set" / ".hidden" / "a.nii.gz")
+    (tmp_path / "set" / "linked").symlink_to(pictures(tmp_path / "elsewhere", 2), target_is_directory=True)
+    assert ImageSet(tmp_path / "set").names == ["linked/0.png", "linked/1.png"]
 
 
 def test_broken_files_are_listed_and_left_out(tmp_path: Path) -> None:

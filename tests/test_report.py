@@ -134,6 +134,7 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
     few = write(tmp_path / "few", smooth(3, 2))
     (few / "broken.png").write_text("no picture")
     write(few, np.full((1, 32, 28), 7, np.uint8))
+    write(few / "masks", smooth(1, 2))
     mixed = write(tmp_path / "mixed", np.concatenate([smooth(5, 4), smooth(40, 0)[:2]]))
     words = ["--real", mixed, "--synthetic", few, "--train", folders / "train", "--output", tmp_path / "out"]
     assert evaluate(*words, "--fail-if-memorised", 0.9) == 1
@@ -147,6 +148,9 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
     assert "broken.png" in report["unreadable"]["few"][0]
     told = capsys.readouterr()
     assert "left out: " in told.out
+    assert re.search(r"not counted: 1 files of few, the first .*masks/000.png: its folder is named as", told.out)
+    assert len(report["ignored"]["few"]) == 1
+    assert "not released: 1 files of few were not counted" in told.err
     assert "not released: 1 samples of few could not be read" in told.err
 
 
@@ -192,21 +196,23 @@ def rates(flagged: int, count: int) -> dict:
 
 
 def test_the_gate_holds_what_it_has_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gate(rates(0, 400), 0.01, {"gan": 3, "real": 1}) == 1
+    assert gate(rates(0, 400), 0.01, {"gan": ["a", "b", "c"], "real": ["a"]}, {}) == 1
     assert "not released: 3 samples of gan could not be read" in capsys.readouterr().err
-    assert gate(rates(0, 400), 0.01, {"gan": 0, "real": 1}) == 0
-    assert gate(rates(0, 400), None, {"gan": 3}) == 0
+    assert gate(rates(0, 400), 0.01, {}, {"gan": ["mask/1.png: why", "mask/2.png: why"]}) == 1
+    assert "not released: 2 files of gan were not counted, the first mask/1.png: why" in capsys.readouterr().err
+    assert gate(rates(0, 400), 0.01, {"gan": [], "real": ["a"]}, {"real": ["a"]}) == 0
+    assert gate(rates(0, 400), None, {"gan": ["a"]}, {"gan": ["a"]}) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_the_gate_says_when_samples_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gate(rates(0, 40), 0.01) == 0
+    assert gate(rates(0, 40), 0.01, {}, {}) == 0
     told = capsys.readouterr().err
     assert "warning: gan: 40 samples can not prove a copy rate of at most 1 %" in told
     assert "368 samples without any copy would" in told
-    assert gate(rates(0, 40), 0.0) == 0
+    assert gate(rates(0, 40), 0.0, {}, {}) == 0
     assert "no number of samples can" in capsys.readouterr().err
-    assert gate(rates(0, 368), 0.01) == 0
+    assert gate(rates(0, 368), 0.01, {}, {}) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -131,6 +131,8 @@ class SampleEvaluation:
             raise UserError(f"samples of this run must have its size {wanted}", f"{size} in {self.samples.folder}")
         for fault in self.samples.unreadable:
             logger.warning("left out: %s", fault)
+        if ignored := self.samples.ignored:
+            logger.warning("not counted: %d files of %s, the first %s", len(ignored), self.samples.folder, ignored[0])
         _ = self._extractor
         logger.info("Measuring %d samples of %s.", len(self.samples), self.samples.folder)
 
@@ -159,6 +161,7 @@ class SampleEvaluation:
             report["utility"] = {"reason": reason}
         report["folders"] = {"real": self.settings.dataset_dir or "phantoms", GENERATOR: str(self.samples.folder)}
         report["unreadable"] = {GENERATOR: [str(fault) for fault in self.samples.unreadable]}
+        report["ignored"] = {GENERATOR: [str(left) for left in self.samples.ignored]}
         report["constant"] = {GENERATOR: self.samples.constant}
         report["duplicates"] = {GENERATOR: self.samples.duplicates}
         path = write_report(self.folders.reports / "samples", measurement, held_out, {GENERATOR: self._samples}, train)

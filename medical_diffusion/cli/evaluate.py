@@ -110,7 +110,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     train = read("train", arguments.train, None) if train_folder else None
     sets = {"real": real, **generators, **({"train": train} if train is not None else {})}
     check_alike(list(sets.values()))
-    for images in sets.values():
+    for name, images in sets.items():
+        if images.ignored:
+            print(f"not counted: {len(images.ignored)} files of {name}, the first {images.ignored[0]}")
         images.check_voxels()
         for fault in images.unreadable:
             print(f"left out: {fault}")
@@ -130,6 +132,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     report = measurement.report
     report["folders"] = {name: str(images.folder) for name, images in sets.items()}
     report["unreadable"] = {name: [str(fault) for fault in images.unreadable] for name, images in sets.items()}
+    report["ignored"] = {name: [str(left) for left in images.ignored] for name, images in sets.items()}
     report["constant"] = {name: images.constant for name, images in sets.items()}
     report["duplicates"] = {name: images.duplicates for name, images in sets.items()}
     path = write_report(output, measurement, real, generators, train)
@@ -139,10 +142,15 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     for warning in report["warnings"]:
         print(f"warning: {warning}")
     print(f"report: {path}")
-    return gate(report["generators"], limit, {name: len(files) for name, files in report["unreadable"].items()})
+    return gate(report["generators"], limit, report["unreadable"], report["ignored"])
 
 
-def gate(generators: Mapping[str, Any], limit: float | None, unreadable: Mapping[str, int] | None = None) -> int:
+def gate(
+    generators: Mapping[str, Any],
+    limit: float | None,
+    unreadable: Mapping[str, Sequence[str]],
+    ignored: Mapping[str, Sequence[str]],
+) -> int:
     """Exit status: 1, with a sentence on stderr, when a generator copies more than ``limit`` or was not seen whole.
 
     Where the rate is within the limit but the upper end of its interval is not, a warning says so; the status stays 0.
@@ -150,16 +158,21 @@ def gate(generators: Mapping[str, Any], limit: float | None, unreadable: Mapping
     Args:
         generators: of ``report.json``.
         limit: of the copy rate; None lets everything pass.
-        unreadable: how many samples of each generator could not be read.
+        unreadable: samples of each set that could not be read, and why.
+        ignored: files of each set that were not counted, and why.
     """
     if limit is None:
         return 0
     status = 0
     for name, generator in generators.items():
         entry = generator["figures"]["copy_rate"]
-        if missed := (unreadable or {}).get(name, 0):
-            sentence = f"{missed} samples of {name} could not be read, so it is not known whether they are copies"
+        if missed := unreadable.get(name):
+            sentence = f"{len(missed)} samples of {name} could not be read, so it is not known whether they are copies"
             print(f"not released: {sentence}. Repair or remove them", file=sys.stderr)
+            status = MEMORISED
+        if left := ignored.get(name):
+            sentence = f"{len(left)} files of {name} were not counted, the first {left[0]}"
+            print(f"not released: {sentence}. Move them out of its folder", file=sys.stderr)
             status = MEMORISED
         if entry["value"] is None:
             print(f"not released: copies of {name} could not be counted: {entry['reason']}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 Found are flat images (PNG, JPEG, TIFF, NumPy, DICOM) or volumes (NIfTI, NRRD, MetaImage, DICOM series), sub-folders
 included; where samples ``sample_<seed>`` lie beside their provenance JSON, other pictures in that folder (a preview)
-are no samples. Volumes are turned to RAS. Every file is read once at the start, so that what is broken is known before
-any long work; afterwards nothing is held but paths and keys.
+are no samples. What was left out is listed. Volumes are turned to RAS. Every file is read once at the start, so that
+what is broken is known before any long work; afterwards nothing is held but paths and keys.
 
 Intensities become [-1, 1] by one of three maps, stated in the ``protocol``. ``window`` and ``stored`` (the range of the
 stored type) are the same for every image, so that brightness and contrast of two sets are compared too. ``percentile``
@@ -76,6 +76,7 @@ class ImageSet(Sequence[Tensor]):
     Attributes:
         files: what was found and can be read.
         unreadable: what can not, and why.
+        ignored: what could be an image and does not count, and why; without the preview beside samples.
         constant: names of images with one value everywhere; they stay in the set.
         size: (H, W, D) of every image.
         channels: 1 or 3.
@@ -104,7 +105,7 @@ class ImageSet(Sequence[Tensor]):
         if limit is not None and limit < 1:
             raise UserError("the number of images must be positive", limit)
         self.folder = check_dataset_dir(folder)
-        files, self.unreadable = find_images(self.folder, labels, planar)
+        files, self.unreadable, self.ignored = find_images(self.folder, labels, planar)
         if limit is not None and limit < len(files):
             chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
             files = [files[n] for n in sorted(chosen)]

@@ -92,7 +92,7 @@ def check_dataset_dir(dataset_dir: str | Path) -> Path:
 
 
 def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
-    files = list(_walk(root))
+    files = list(walk_files(root))
     kinds = {path: kind for path in files if (kind := kind_of(path, planar)) is not None}
     if not kinds:
         suffixes = Counter("".join(path.suffixes[-2:]).lower() or "no suffix" for path in files).most_common(8)
@@ -209,7 +209,7 @@ def _listed_volume(path: Path, label: Path | None, entry: ManifestFile, manifest
     return VolumeFile(path, subject, kind, entry.series_uid, label, entry.split, entry.sha256, entry.class_name)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk_files(root: Path) -> Iterator[Path]:
     """Files below a folder that are not hidden, sorted; links are followed, each real folder once."""
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -223,7 +223,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
-    labels = [p for p in kinds if any(_LABEL_FOLDER.fullmatch(part) for part in p.relative_to(root).parts[:-1])]
+    labels = [path for path in kinds if in_label_folder(root, path)]
     if not labels:
         return list(kinds)
     images = sorted(set(kinds) - set(labels))
@@ -237,6 +237,11 @@ def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
         )
     logger.info("Taking %d images of %s; %d files in %s are labels and left out", len(images), root, len(labels), shown)
     return images
+
+
+def in_label_folder(root: Path, path: Path) -> bool:
+    """Whether a folder between ``root`` and a file is named as one of labels or masks."""
+    return any(_LABEL_FOLDER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
 
 
 def subject_by_path(root: Path, path: Path) -> str:

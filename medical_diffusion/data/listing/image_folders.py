@@ -1,15 +1,20 @@
-"""Which files of a folder are the images of a set: volumes or flat images, samples without their previews, classes."""
+"""Which files of a folder are the images of a set: volumes or flat images, samples without their previews, classes.
+
+What could be an image and does not count is listed with the reason: nothing but the preview that is written beside
+samples is left out without a word.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.class_folders import label_by_folder
-from medical_diffusion.data.listing.discovery import scan_volumes
+from medical_diffusion.data.listing.discovery import in_label_folder, scan_volumes, walk_files
 from medical_diffusion.data.listing.entries import locate
 from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.listing.volume_file import VolumeFile
@@ -19,10 +24,30 @@ from medical_diffusion.data.reading.headers import read_header
 CLASS_FOLDERS = "folders"
 SIDECARS = "sidecars"
 SAMPLE_NAME = re.compile(r"sample_\d+\.")
+PREVIEW = "preview.png"
 
 
-def find_images(root: Path, labels: str | Path | None, planar: bool | None) -> tuple[list[VolumeFile], list[Fault]]:
-    """The images below ``root``, and what can not be one.
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that could be an image, and why it does not count."""
+
+    path: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+class FoundImages(NamedTuple):
+    """The images of a folder, what is broken, and what was left out."""
+
+    volumes: list[VolumeFile]
+    faults: list[Fault]
+    ignored: list[LeftOut]
+
+
+def find_images(root: Path, labels: str | Path | None, planar: bool | None) -> FoundImages:
+    """The images below ``root``, what can not be one, and what does not count. A table of labels says what belongs.
 
     Args:
         root: folder.
@@ -37,18 +62,23 @@ def find_images(root: Path, labels: str | Path | None, planar: bool | None) -> t
         table = Path(str(labels)).expanduser()
         table = root / table if not table.exists() and (root / table).is_file() else table
         volumes, faults = locate(read_table(table), table, root, planar)
-        return sorted(volumes, key=lambda volume: volume.path.as_posix()), faults
+        return FoundImages(sorted(volumes, key=lambda volume: volume.path.as_posix()), faults, [])
     volumes, faults = scan_volumes(root, planar=planar)
-    volumes = _samples_only(volumes)
+    generated = _sample_folders(volumes)
+    ignored = _of_another_kind(root, planar, generated)
+    ignored += [LeftOut(v.path, "it lies beside samples") for v in volumes if _is_beside(v.path, generated)]
+    volumes = [v for v in volumes if v.path.parent not in generated or SAMPLE_NAME.match(v.path.name)]
     if labels == CLASS_FOLDERS:
         volumes, more = label_by_folder(root, volumes)
-        return volumes, faults + more
-    return ([_with_sidecar(volume) for volume in volumes] if labels == SIDECARS else volumes), faults
+        faults = faults + more
+    elif labels == SIDECARS:
+        volumes = [_with_sidecar(volume) for volume in volumes]
+    return FoundImages(volumes, faults, sorted(ignored, key=lambda left: left.path.as_posix()))
 
 
 def _is_planar(root: Path) -> bool:
     """Whether flat images are meant: there are some, and no volume; DICOM files of one slice each."""
-    files = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = list(walk_files(root))
     kinds = {kind_of(path) for path in files}
     if kinds & {"nifti", "nrrd", "metaimage", "numpy"}:
         return False
@@ -58,11 +88,27 @@ def _is_planar(root: Path) -> bool:
     return bool(series) and all(read_header(v.path, v.series_uid).spatial_shape[2] == 1 for v in series)
 
 
-def _samples_only(volumes: list[VolumeFile]) -> list[VolumeFile]:
-    """Without pictures that lie beside ``sample_<seed>`` files and are none."""
+def _sample_folders(volumes: list[VolumeFile]) -> set[Path]:
+    """Folders of ``sample_<seed>`` files with their JSON."""
     samples = [volume for volume in volumes if SAMPLE_NAME.match(volume.path.name)]
-    generated = {volume.path.parent for volume in samples if _sidecar(volume.path).is_file()}
-    return [v for v in volumes if v.path.parent not in generated or SAMPLE_NAME.match(v.path.name)]
+    return {volume.path.parent for volume in samples if _sidecar(volume.path).is_file()}
+
+
+def _is_beside(path: Path, generated: set[Path]) -> bool:
+    """Whether a file in a folder of samples is neither a sample nor their preview."""
+    return path.parent in generated and not SAMPLE_NAME.match(path.name) and path.name != PREVIEW
+
+
+def _of_another_kind(root: Path, planar: bool, generated: set[Path]) -> list[LeftOut]:
+    """Files below folders of labels, and flat images beside volumes."""
+    found = []
+    for path in walk_files(root):
+        if kind_of(path, planar) is not None:
+            if in_label_folder(root, path):
+                found.append(LeftOut(path, "its folder is named as one of labels"))
+        elif is_flat_format(path) and not (path.parent in generated and path.name == PREVIEW):
+            found.append(LeftOut(path, "flat images do not count beside volumes"))
+    return found
 
 
 def _sidecar(path: Path) -> Path:

@@ -21,7 +21,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "The extractor is an untrained network of fixed seed: its FID is not the published Inception FID and can "
             "not be held against figures in papers."
         )
-    for key in ("unreadable", "constant"):
+    for key in ("unreadable", "ignored", "constant"):
         for where, files in report.get(key, {}).items():
             if files:
                 found.append(f"{len(files)} {key} files in {where}: {', '.join(files[:5])}.")
