@@ -131,8 +131,8 @@ class SegmentationData:
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of the preprocessed volumes, one per :attr:`key` and times of the images' files."""
-        return self.cache / f"labelled_{content_hash([self.key, self.lists.stamps])[:24]}"
+        """Folder of the preprocessed volumes, one per :attr:`key`."""
+        return self.cache / f"labelled_{self.key[:24]}"
 
     def prepare(self) -> None:
         """Find and check the volumes, or make the phantoms, and preprocess them: before any training.

@@ -11,7 +11,7 @@ from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
 from medical_diffusion.data.listing.classes import count_labels
-from medical_diffusion.data.listing.exposure import content_mark
+from medical_diffusion.data.listing.exposure import content_marks
 from medical_diffusion.data.listing.rules import SplitRule
 from medical_diffusion.data.listing.source import DataSource, stated_split
 from medical_diffusion.data.listing.split import split_subjects
@@ -28,8 +28,7 @@ class DataList:
     """Items for MONAI datasets: ``{"image": path, "subject": id}``, with "label", "mask", "series_uid", "class_label".
 
     Attributes:
-        fingerprint: changes with the names, sizes, first and last bytes of the files and with the split; a copied
-            folder keeps it.
+        fingerprint: changes with the names and contents of the files and with the split; a copied folder keeps it.
         classes: names of the classes, by the number that an item's "class_label" holds; empty without labels.
         classes_fingerprint: changes with the classes and with the class of any image; empty without labels.
     """
@@ -98,7 +97,8 @@ def build_datalist(
     parts = _assign(volumes, source, validation_fraction, test_fraction, salt)
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in _PARTS}
     digest, classes_digest = hashlib.sha256(), hashlib.sha256("\n".join(names).encode())
-    for position, volume in enumerate(volumes):
+    marks = content_marks([(volume.path, volume.series_uid) for volume in volumes])
+    for position, (volume, mark) in enumerate(zip(volumes, marks, strict=True)):
         part = parts[volume.subject]
         item: dict[str, Any] = {"image": str(volume.path), "subject": volume.subject}
         if volume.series_uid:
@@ -111,7 +111,6 @@ def build_datalist(
             item["class_label"] = numbers[position]
             classes_digest.update(f"{numbers[position]}\n".encode())
         lists[part].append(item)
-        mark = content_mark(volume.path, volume.series_uid)
         digest.update(f"{part}\n{source.relative(volume.path)}\n{mark}\n".encode())
     data = DataList(
         **lists,

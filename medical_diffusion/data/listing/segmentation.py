@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from medical_diffusion.data.checks import raise_faults
-from medical_diffusion.data.listing.exposure import content_mark
+from medical_diffusion.data.listing.exposure import content_mark, content_marks
 from medical_diffusion.data.listing.label_maps import BACKGROUND, LabelMap, survey, value_faults
 from medical_diffusion.data.listing.pairs import Pairs, find_pairs
 from medical_diffusion.data.listing.source import stated_split
 from medical_diffusion.data.listing.split import split_subjects
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.errors import UserError, did_you_mean
-from medical_diffusion.files import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,6 @@ class LabelledList:
             background and all values that are not named.
         data: changes with the files, the split and the classes, not with the share; a copied folder keeps it.
         fingerprint: changes with the share too.
-        stamps: changes with the time of any image too, for caches: ``data`` looks into the ends of image files only.
     """
 
     train: list[dict[str, Any]]
@@ -51,7 +49,6 @@ class LabelledList:
     classes: dict[str, int]
     data: str
     fingerprint: str
-    stamps: str = ""
 
     def subjects(self, part: str) -> list[str]:
         """Ids of a part's subjects, sorted."""
@@ -106,13 +103,12 @@ def build_labelled_list(
     candidates = [subject for subject, part in parts.items() if part == "train"]
     share = set(draw_share(candidates, label_fraction, subset_seed)) if training or candidates else set()
     lists: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    digest, stamps = hashlib.sha256(repr(sorted(chosen.items())).encode()), hashlib.sha256()
-    for volume in pairs.volumes:
+    digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
+    images = content_marks([(volume.path, volume.series_uid) for volume in pairs.volumes])
+    for volume, image in zip(pairs.volumes, images, strict=True):
         part, label = parts[volume.subject], _label_of(volume)
-        marks = content_mark(volume.path, volume.series_uid), _whole_mark(label)
+        marks = image, content_mark(label)
         digest.update(f"{part}\n{volume.subject}\n{volume.path.name}\n{label.name}\n{marks}\n".encode())
-        status = volume.path.stat()
-        stamps.update(f"{volume.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
         if part != "train" or volume.subject in share:
             item = {"image": str(volume.path), "label": str(label), "subject": volume.subject}
             lists[part].append(item | ({"series_uid": volume.series_uid} if volume.series_uid else {}))
@@ -120,9 +116,7 @@ def build_labelled_list(
     digest.update("\n".join(sorted(share)).encode())
     if lists["train"] or training:
         _check_share(lists["train"], foreground, chosen, label_fraction)
-    result = LabelledList(
-        **lists, classes=chosen, data=whole, fingerprint=digest.hexdigest(), stamps=stamps.hexdigest()
-    )
+    result = LabelledList(**lists, classes=chosen, data=whole, fingerprint=digest.hexdigest())
     logger.info("Labelled images of %s: %s", dataset_dir, result)
     return result
 
@@ -225,8 +219,3 @@ def _check_share(
     if absent:
         shown = ", ".join(absent)
         logger.warning("No label map of these %d training volumes holds %s: it will not be learnt", len(train), shown)
-
-
-def _whole_mark(label: Path) -> str:
-    """Of a label map: all of its bytes, since a correction may change a single voxel."""
-    return content_mark(label) if label.is_dir() else file_hash(label)
