@@ -14,7 +14,7 @@ from bundle_runs import TINY_TRAINING, run
 from monai.transforms import Compose
 from torch import Tensor
 
-from medical_diffusion.bundle.sample_evaluation import GENERATOR, RunImages, SampleEvaluation
+from medical_diffusion.bundle.sample_evaluation import GENERATOR, RunImages, SampleEvaluation, Samples
 from medical_diffusion.data.preprocessing import IntensityScaling
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.evaluation.report import Labels
@@ -148,6 +148,19 @@ def test_samples_of_another_size_are_refused(tmp_path: Path) -> None:
     made.writer.write(0, smooth(1, (12, 16, 9), 0)[0])
     with pytest.raises(UserError, match=r"must have its size \(12, 16, 10\)"):
         made.evaluation().check()
+
+
+@pytest.mark.parametrize(("size", "orientation"), [(VOLUME, "LIP"), (IMAGE, "RAS")])
+def test_a_sample_that_is_an_image_of_the_run_has_its_key(
+    tmp_path: Path, size: tuple[int, int, int], orientation: str
+) -> None:
+    made = Run(tmp_path, size, orientation)
+    for seed, image in enumerate(smooth(3, size, 2)):
+        made.writer.write(seed, image)
+    samples = Samples(made.evaluation().samples, orientation)
+    made.data.transform = Compose([lambda item: {"image": samples[item["image"]]}])
+    assert RunImages(made.data, made.data.lists.train[:3], "training").keys == samples.keys  # type: ignore[arg-type]
+    assert len(set(samples.keys)) == 3
 
 
 def test_equal_images_have_equal_keys(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 Real images go through the run's own preprocessing and samples are read back to what the network made, so that both are
 compared as the networks saw them. Held out are the images of validation and of the final test: none was trained on.
-Keys of real images are hashes of the preprocessed voxels, so that an image in two parts of the split is noticed.
+Keys of all images are hashes of the voxels as the networks saw them, so that an image in two parts of the split, or
+among the samples, is noticed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
-from medical_diffusion.data.image_set import ImageSet
+from medical_diffusion.data.image_set import ImageSet, values_hash
 from medical_diffusion.data.listing.image_folders import SIDECARS
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.features import create_extractor
@@ -60,8 +60,7 @@ class RunImages(Sequence[Tensor]):
     @cached_property
     def keys(self) -> list[str]:
         """Hash of each image's voxels."""
-        bar = tqdm(range(len(self)), f"Reading {self.name} images", unit="image", leave=False)
-        return [hashlib.sha256(self[n].contiguous().numpy().tobytes()).hexdigest() for n in bar]
+        return _keys(self, self.name)
 
 
 class Samples(Sequence[Tensor]):
@@ -74,7 +73,7 @@ class Samples(Sequence[Tensor]):
 
     def __init__(self, images: ImageSet, orientation: str) -> None:
         self.images = images
-        self.keys, self.names = images.keys, images.names
+        self.names = images.names
         axes = nibabel.orientations.axcodes2ornt(orientation).astype(int).tolist()
         self._axes = [0, *(1 + axis for axis, _ in axes)]
         self._flips = [n for n, (_, sign) in enumerate(axes, start=1) if sign < 0]
@@ -85,6 +84,15 @@ class Samples(Sequence[Tensor]):
     def __getitem__(self, index: Any) -> Any:
         image = self.images[index]
         return image if self.images.is_planar else image.permute(self._axes).flip(self._flips).contiguous()
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Hash of each sample's voxels along the axes of the run."""
+        return _keys(self, "written")
+
+
+def _keys(images: Sequence[Tensor], name: str) -> list[str]:
+    return [values_hash(image) for image in tqdm(images, f"Reading {name} images", unit="image", leave=False)]
 
 
 class SampleEvaluation:

@@ -49,7 +49,7 @@ from medical_diffusion.files import content_hash, file_hash, write_json
 from medical_diffusion.shapes import per_axis
 
 PERCENTILES = (0.5, 99.5)
-READER = 3
+READER = 4
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 
 
@@ -155,7 +155,7 @@ class ImageSet(Sequence[Tensor]):
     @cached_property
     def keys(self) -> list[str]:
         """Hash of each image's values as read: equal for one image in two files, even of two lossless formats."""
-        return [self._key(file) for file in self.files]
+        return [values_hash(image) for image in self]
 
     @property
     def names(self) -> list[str]:
@@ -245,11 +245,10 @@ class ImageSet(Sequence[Tensor]):
         """What is worth knowing of an image without reading it again; ``content`` hashes its values as read."""
         volume = self._loaded(file)
         image = self._prepared(volume, file)
-        content = hashlib.sha256(image.numpy().tobytes()).hexdigest()
         limits = [*volume.meta.get(STORED_RANGE, (None, None)), float(volume.max())]
         return {
             "constant": bool(image.max() == image.min()),
-            "content": content_hash({"image": content, "protocol": self.protocol}),
+            "content": values_hash(image),
             "stored": limits,
         }
 
@@ -274,6 +273,12 @@ class ImageSet(Sequence[Tensor]):
         if tuple(image.shape[1:]) != self.size:
             raise UserError(f"images must have the size {self.size}", f"{file.path} of {tuple(image.shape[1:])}")
         return image.as_tensor().contiguous()
+
+
+def values_hash(image: Tensor) -> str:
+    """SHA-256 of an image's shape and its values in float32, in hexadecimal."""
+    values = torch.as_tensor(image).float().contiguous()
+    return hashlib.sha256(str(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()
 
 
 def check_alike(sets: Sequence[ImageSet]) -> None:
