@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from data_files import write_dicom, write_nifti
 
+from medical_diffusion.bundle.segmentation.segmenter import Segmentation
 from medical_diffusion.bundle.segmentation.writer import ImagesToSegment, SegmentationWriter, images_to_segment
 from medical_diffusion.data import LoadVolumed, build_datalist, build_labelled_list, draw_share
 from medical_diffusion.data.listing.exposure import seen_subjects, training_marks
@@ -327,6 +328,30 @@ def test_two_images_whose_maps_would_have_one_name_are_refused(folder: Path, tmp
     writer = SegmentationWriter(tmp_path / "out", tmp_path / "model.pt", {"a": 1})
     with pytest.raises(UserError, match=r"must have different names.*case_00.nii and .*case_00.nii.gz"):
         len(ImagesToSegment(str(folder / "images"), False, writer))
+
+
+def test_maps_belong_to_their_images_and_are_no_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+
+    def missing(source: Path, output: Path) -> int:
+        return len(ImagesToSegment(str(source), False, SegmentationWriter(output, tmp_path / "model.pt", {"a": 1})))
+
+    first, second, out = folder / "images", tmp_path / "other", folder / "images" / "sub" / "out"
+    for n in range(COUNT):
+        write_nifti(second / f"case_{n:02d}.nii.gz", image(n + 1))
+    writer = SegmentationWriter(out, tmp_path / "model.pt", {"a": 1})
+    shape = image(0).shape
+    for item in images_to_segment(first)[:3]:
+        writer.write(item, Segmentation(np.ones(shape, np.uint8), np.eye(4)))
+    assert missing(first, out) == COUNT - 3, "its own maps are skipped, and no images"
+    with pytest.raises(UserError, match=r"must be of the same images.*case_00.nii.gz.*another --output_dir"):
+        missing(second, out)
+    listing = json.loads((out / "segmentations.json").read_text(encoding="utf-8"))
+    (out / "segmentations.json").write_text(json.dumps({**listing, "images": {}}))
+    with pytest.raises(UserError, match="or of unknown ones"):
+        missing(first, out)
+    with pytest.raises(UserError, match="need a folder of their own"):
+        missing(first, first)
 
 
 def test_the_series_that_a_manifest_chooses_is_read(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from medical_diffusion.bundle.segmentation.segmenter import Segmentation, Segmen
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data import Fault, find_volumes, load_volume, read_header
 from medical_diffusion.data.checks import raise_faults
+from medical_diffusion.data.listing.exposure import content_mark
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of, stem_of, supported
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.files import check_writable, file_hash, write_atomically, write_json
@@ -31,6 +32,7 @@ from medical_diffusion.pictures import tile_grid, write_png
 logger = logging.getLogger(__name__)
 
 LISTING = "segmentations.json"
+SHOWN = 5
 
 
 class SegmentationWriter:
@@ -38,7 +40,7 @@ class SegmentationWriter:
 
     Args:
         output_dir: folder of the maps.
-        weights: file of the network, whose hash the listing keeps.
+        weights: file of the network, whose hash the listing keeps, beside the content mark of each map's image.
         class_values: number in the maps by name, in the order of the channels.
 
     Raises:
@@ -49,14 +51,16 @@ class SegmentationWriter:
         self.output_dir = check_writable(output_dir)
         self.class_values = dict(class_values)
         listing = self.output_dir / LISTING
-        wanted = {"weights_sha256": file_hash(weights), "classes": self.class_values}
-        if listing.is_file() and (found := json.loads(listing.read_text(encoding="utf-8"))) != wanted:
+        self._listing: dict[str, Any] = {"weights_sha256": file_hash(weights), "classes": self.class_values}
+        found = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else dict(self._listing)
+        self._marks: dict[str, str] = found.pop("images", {})
+        if found != self._listing:
             raise UserError(
                 "segmentations that are there already must have been made with the same weights and classes",
                 f"{listing} with {found}",
                 "Choose another --output_dir, or delete the old ones",
             )
-        write_json(listing, wanted)
+        self._write_listing()
 
     def path_of(self, item: Mapping[str, Any]) -> Path:
         """Where the map of an item of :func:`images_to_segment` goes."""
@@ -64,10 +68,28 @@ class SegmentationWriter:
         return self.output_dir / f"{item['name']}{'.png' if flat else '.nii.gz'}"
 
     def is_written(self, item: Mapping[str, Any]) -> bool:
-        return self.path_of(item).is_file()
+        """Whether the map of this very image is there."""
+        return self.path_of(item).is_file() and self._marks.get(self._name_of(item)) == _mark(item)
+
+    def check_free(self, items: Sequence[Mapping[str, Any]]) -> None:
+        """Whether every item's place is empty or holds its own map.
+
+        Raises:
+            UserError: maps of other images, or files that no run has listed, lie there: nothing is overwritten.
+        """
+        taken = [str(self.path_of(i)) for i in items if self.path_of(i).exists() and not self.is_written(i)]
+        if taken:
+            more = f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else ""
+            raise UserError(
+                "label maps that are there already must be of the same images",
+                f"{', '.join(taken[:SHOWN])}{more}: of other images with these names, or of unknown ones",
+                "Choose another --output_dir, or delete these",
+            )
 
     def write(self, item: Mapping[str, Any], segmentation: Segmentation) -> Path:
         """Write a map with the values that the label maps of training had."""
+        self._marks[self._name_of(item)] = _mark(item)
+        self._write_listing()  # first: a mark without a map is harmless
         values = np.array([0, *self.class_values.values()])
         maps = values[segmentation.channels]
         stored = maps.astype(np.uint8 if values.min() >= 0 and values.max() <= 255 else np.int32)
@@ -89,6 +111,16 @@ class SegmentationWriter:
             channels[stored == value] = channel
         return channels
 
+    def _name_of(self, item: Mapping[str, Any]) -> str:
+        return self.path_of(item).relative_to(self.output_dir).as_posix()
+
+    def _write_listing(self) -> None:
+        write_json(self.output_dir / LISTING, {**self._listing, "images": self._marks})
+
+
+def _mark(item: Mapping[str, Any]) -> str:
+    return content_mark(Path(item["image"]), item.get("series_uid"))
+
 
 def _as_filed(item: Mapping[str, Any], stored: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A map in the index order of its image's file: an image of depth 1 is read as it is looked at, rows down."""
@@ -101,21 +133,29 @@ def _as_filed(item: Mapping[str, Any], stored: np.ndarray, affine: np.ndarray) -
     return nibabel.orientations.apply_orientation(stored, turn), header.affine
 
 
-def images_to_segment(source: str | Path, planar: bool = False) -> list[dict[str, Any]]:
+def images_to_segment(
+    source: str | Path, planar: bool = False, output_dir: str | Path | None = None
+) -> list[dict[str, Any]]:
     """Items ``{"image": path, "name": relative path without its suffix}`` of a folder or of one file.
 
-    Label folders beside images are left out.
+    Label folders beside images are left out, and ``output_dir`` where it lies in the folder.
 
     Raises:
-        UserError: nothing there that can be read.
+        UserError: nothing there that can be read; ``output_dir`` is the folder itself.
     """
     path = Path(source).expanduser()
     if path.is_file():
         if kind_of(path, planar) is None:
             raise UserError("a file to segment must be an image", str(path), f"Supported: {supported(planar)}")
         return [{"image": str(path), "name": stem_of(path)}]
+    output = Path(output_dir).resolve() if output_dir is not None else None
+    if output == path.resolve():
+        raise UserError("label maps need a folder of their own", str(path), "Choose another --output_dir")
+    inside = output is not None and output.is_relative_to(path.resolve())
     items = []
     for volume in find_volumes(path, planar=planar):
+        if inside and output is not None and volume.path.resolve().is_relative_to(output):
+            continue
         relative = volume.path.relative_to(path)
         # the folder itself may be a series
         name = relative.with_name(stem_of(volume.path)).as_posix() if relative.parts else volume.path.resolve().name
@@ -160,14 +200,17 @@ class ImagesToSegment:
         """All of them, those that are segmented included.
 
         Raises:
-            UserError: nothing there that can be read, or two whose maps would have one name.
+            UserError: nothing there that can be read, two whose maps would have one name, or a map of another image
+                in the place of one.
         """
         if self.source is not None:
-            items = images_to_segment(self.source, self.planar)
+            items = images_to_segment(self.source, self.planar, self.writer.output_dir)
             _refuse_one_name(items, self.writer)
-            return items
-        lists = self.fallback.lists
-        return [{"image": i["image"], "name": i["subject"]} for i in (lists.test or lists.validation)]
+        else:
+            lists = self.fallback.lists
+            items = [{"image": i["image"], "name": i["subject"]} for i in (lists.test or lists.validation)]
+        self.writer.check_free(items)
+        return items
 
     @cached_property
     def missing(self) -> list[dict[str, Any]]:
