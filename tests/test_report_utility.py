@@ -108,6 +108,20 @@ def test_sets_without_labels_and_tests_on_training_images_are_left_out() -> None
     assert "no labels were given" in utility_note({"reason": NOT_MEASURED})
 
 
+def test_nothing_is_said_of_classifiers_where_none_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {"real": Set(8, 0), "gan": Set(8, 2)}
+    figures, common = utility_figures(sets, Labels({"real": sets["real"].names}, 1))
+    assert "no labels of gan were given" in figures["gan"]["reason"]
+    assert "Utility was not measured: no labels were given but those of the real images" in utility_note(common)
+
+    def fail(*_: object) -> None:
+        raise UserError("a classifier must learn", "nothing")
+
+    monkeypatch.setattr("medical_diffusion.evaluation.report.utility.utility_auroc", fail)
+    _, common = utility_figures(sets, Labels({name: s.names for name, s in sets.items()}, 1))
+    assert "Utility was not measured: gan: a classifier must learn" in utility_note(common)
+
+
 def test_large_images_are_reduced() -> None:
     sets = {"real": Set(4, 0), "gan": Set(4, 1)}
     for images in sets.values():

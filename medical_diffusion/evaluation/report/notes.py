@@ -71,7 +71,7 @@ def _figure_notes(generators: Mapping[str, Any]) -> list[str]:
 def utility_note(utility: Mapping[str, Any]) -> str:
     """What the utility test was, or why there is none."""
     if "reason" in utility:
-        return f"Utility was not measured: {utility['reason']}."
+        return f"Utility was not measured: {utility['reason'].rstrip('.')}."
     size = " x ".join(map(str, utility["size"]))
     relation = "that are no training images" if utility["held_out"] else "(not known whether they were trained on)"
     return (

@@ -90,7 +90,8 @@ def utility_figures(
 
     Returns:
         the figures by set, without "real"; what they have in common: ``classes``, ``n_train``, ``n_test``, ``size``,
-        and ``held_out``: whether training images were given, so that none of them is tested on.
+        and ``held_out``: whether training images were given, so that none of them is tested on; or the ``reason`` why
+        no classifier was trained.
     """
     trained = set(images["train"].keys) if "train" in images else set()
     tested = [n for n, key in enumerate(images["real"].keys) if key not in trained]
@@ -101,6 +102,8 @@ def utility_figures(
     if not tested:
         reason = "every real image is a training image; the test needs held-out ones"
         return {key: absent(reason) for key in images if key != "real"}, {"reason": reason}
+    if not arms:
+        return figures, {"reason": "no labels were given but those of the real images, which are tested on"}
     index = {name: number for number, name in enumerate(labels.classes)}
     of = {key: [index[name] for name in names] for key, names in labels.of.items()}
     count = min([MOST_IMAGES, *(len(images[key]) for key in arms)])
@@ -129,6 +132,9 @@ def utility_figures(
             figures[key] = of_interval(area, seed=seed, n_train=count)
         except UserError as error:
             figures[key] = absent(error, seed=seed)
+    failed = [f"{key}: {figures[key]['reason']}" for key in arms if "reason" in figures[key]]
+    if len(failed) == len(arms):
+        return figures, {"reason": "; ".join(failed)}
     return figures, {**common, "steps": labels.steps}
 
 
