@@ -11,6 +11,7 @@ from medical_diffusion.evaluation.report import comparisons, figures
 from medical_diffusion.evaluation.report.comparisons import compare
 from medical_diffusion.evaluation.report.figures import distance_figures
 from medical_diffusion.evaluation.report.notes import comparison
+from medical_diffusion.evaluation.report.tables import table
 
 WITH_INTERVAL = ("fid", "kid", "precision", "recall", "density", "coverage")
 
@@ -102,6 +103,27 @@ def test_the_interval_of_sharpness_grows_with_chance_in_the_real_images() -> Non
     assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
     assert figures.sharpness_figure(synthetic, few[:1], 0)["low"] is None
     assert "no fine detail" in figures.sharpness_figure(synthetic, 0 * few, 0)["reason"]
+
+
+def test_a_table_keeps_the_row_of_a_figure_that_one_generator_lacks_and_says_what_is_of_halves() -> None:
+    shared = {
+        name: figures.figure(0.5) for name in ("ms_ssim_synthetic", "ms_ssim_real", "auroc_synthetic", "auroc_real")
+    }
+    report = {
+        "generators": {
+            "a": {"images": 9, "figures": {**shared, "fid": figures.figure(1.0), "ms_ssim_gap": figures.figure(0.1)}},
+            "b": {"images": 2, "figures": {**shared, "fid": figures.absent("too few")}},
+        },
+        "floor": {"fid": figures.figure(2.0, std=0.3, n=4)},
+        "ms_ssim_real": shared["ms_ssim_real"],
+        "utility": {"auroc_real": shared["auroc_real"]},
+    }
+    rows = {row[0]: row[2:] for row in table(report)}
+    assert rows["fid"] == ["1", "none: too few", "2 ± 0.3"]
+    assert rows["ms_ssim_gap"] == ["0.1", "", ""]
+    for kind in ("ms_ssim", "auroc"):
+        assert rows[f"{kind}_synthetic"] == ["0.5", "0.5", ""]
+        assert rows[f"{kind}_real"] == ["", "", "0.5 (not of halves)"]
 
 
 def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

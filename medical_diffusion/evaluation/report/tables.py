@@ -27,11 +27,16 @@ BETTER = {
     "copy_rate": "lower",
 }
 """The figures in their order, and which way is better: what a table says beside each name."""
+OF_REAL_IMAGES = ("ms_ssim_real", "auroc_real")
+"""Figures of the real images alone, not of halves of them: they stand once, in the last column."""
 AXES = "HWD"
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the metric table: name, what is better, one column a generator, the floor of real against real."""
+    """Rows of the metric table: name, what is better, one column a generator, the floor of real against real.
+
+    A cell is empty where a generator has no such figure.
+    """
     generators = report["generators"]
     half = report["floor"].get("fid", {}).get("n")
     rows = [
@@ -40,12 +45,15 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
     ]
     names = [*BETTER, *sorted({n for g in generators.values() for n in g["figures"]} - set(BETTER))]
     for name in names:
-        cells = [g["figures"][name] for g in generators.values() if name in g["figures"]]
-        if len(cells) != len(generators):
+        found = [g["figures"].get(name) for g in generators.values()]
+        known = [entry for entry in found if entry is not None]
+        if not known:
             continue
-        floor = report["floor"].get(name) or (report["ms_ssim_real"] if name == "ms_ssim_synthetic" else None)
-        floor = report["utility"]["auroc_real"] if name == "auroc_synthetic" else floor
-        rows.append([name, BETTER.get(name, ""), *map(shown, cells), shown(floor, half) if floor else ""])
+        cells = [shown(entry) if entry is not None else "" for entry in found]
+        floor = shown(report["floor"][name], half) if name in report["floor"] else ""
+        if name in OF_REAL_IMAGES:
+            cells, floor = [""] * len(found), f"{shown(known[0])} (not of halves)"
+        rows.append([name, BETTER.get(name, ""), *cells, floor])
     return rows
 
 
