@@ -128,6 +128,24 @@ def test_a_second_run_extracts_nothing_and_gives_the_same_figures(
     assert "no training images were given" in report["generators"]["honest"]["figures"]["copy_rate"]["reason"]
 
 
+def test_files_of_an_earlier_report_are_removed_and_no_others(folders: Path, tmp_path: Path) -> None:
+    words = ["--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path / "out"]
+    more = ["--synthetic", folders / "copying", "--train", folders / "train"]
+    assert evaluate(*words, *more) == 0
+    old = {"copies.csv", "comparisons.csv", "samples_copying.png", "nearest_honest.png"}
+    assert all((tmp_path / "out" / name).is_file() for name in old)
+    (tmp_path / "out" / "mine.png").write_text("")
+    (tmp_path / "beside.csv").write_text("")
+    path = tmp_path / "out" / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**report, "files": [*report["files"], "../beside.csv", "cache", 3]}), encoding="utf-8")
+    assert evaluate(*words) == 0
+    left = {file.name for file in (tmp_path / "out").iterdir()}
+    assert left == {"cache", "mine.png", *json.loads(path.read_text(encoding="utf-8"))["files"]}
+    assert not left & old
+    assert (tmp_path / "beside.csv").is_file()
+
+
 def test_few_images_leave_figures_out_and_overlaps_are_told(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

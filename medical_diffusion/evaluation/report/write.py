@@ -1,7 +1,11 @@
-"""The files of a report: ``report.json``, ``report.md``, CSV tables, PNGs, and ``report.html``."""
+"""The files of a report: ``report.json``, ``report.md``, CSV tables, PNGs, and ``report.html``.
+
+``report.json`` lists them, so that the next report in the same folder removes those that it does not write itself.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from medical_diffusion.evaluation.report.tables import comparisons_csv, copies_c
 from medical_diffusion.files import check_writable, write_json, write_text
 from medical_diffusion.pictures import write_png
 
+RECORD, PAGE = "report.json", "report.html"
+
 
 def write_report(
     output: str | Path,
@@ -22,7 +28,7 @@ def write_report(
     generators: Mapping[str, ReportImages],
     train: ReportImages | None = None,
 ) -> Path:
-    """Write all files of a report; returns the path of ``report.html``.
+    """Write all files of a report, remove those of an earlier one; returns the path of ``report.html``.
 
     Args:
         output: folder.
@@ -49,16 +55,35 @@ def write_report(
     pictures["features", ""] = feature_overlap(measurement.features)
     diversity = {name: g["figures"]["ms_ssim_synthetic"] for name, g in report["generators"].items()}
     pictures["diversity", ""] = intervals({"real": report["ms_ssim_real"], **diversity}, "MS-SSIM of pairs")
-    for file, picture in zip(_file_names(list(pictures)), pictures.values(), strict=True):
-        write_png(folder / f"{file}.png", picture)
-    write_json(folder / "report.json", report)
-    write_text(folder / "figures.csv", figures_csv(report))
+    drawn = {
+        f"{file}.png": picture for file, picture in zip(_file_names(list(pictures)), pictures.values(), strict=True)
+    }
+    texts = {"figures.csv": figures_csv(report)}
     if report["comparisons"]:
-        write_text(folder / "comparisons.csv", comparisons_csv(report["comparisons"]))
+        texts["comparisons.csv"] = comparisons_csv(report["comparisons"])
     if measurement.copies:
-        write_text(folder / "copies.csv", copies_csv(measurement.copies, sample_names, training_names))
-    write_text(folder / "report.md", _markdown(report))
-    return write_text(folder / "report.html", page(report, pictures))
+        texts["copies.csv"] = copies_csv(measurement.copies, sample_names, training_names)
+    texts |= {"report.md": _markdown(report), PAGE: page(report, pictures)}
+    before = _files_of_report(folder)
+    report["files"] = sorted({RECORD, *drawn, *texts})
+    for file, picture in drawn.items():
+        write_png(folder / file, picture)
+    for file, text in texts.items():
+        write_text(folder / file, text)
+    write_json(folder / RECORD, report)
+    for file in before - set(report["files"]):
+        (folder / file).unlink(missing_ok=True)
+    return folder / PAGE
+
+
+def _files_of_report(folder: Path) -> set[str]:
+    """Names of the files in ``folder`` itself that an earlier report lists; none where it can not be read."""
+    try:
+        listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    return {name for name in names if Path(name).name == name and (folder / name).is_file()}
 
 
 def _names(images: ReportImages) -> list[str]:
