@@ -10,8 +10,10 @@ from data_files import voxels, write_nifti
 from image_files import pixels, write_picture
 
 from medical_diffusion.data.image_set import ImageSet, check_alike
+from medical_diffusion.data.preprocessing import IntensityScaling
 from medical_diffusion.data.reading.reader import load_volume
 from medical_diffusion.errors import UserError
+from medical_diffusion.synthesis import SampleWriter
 
 
 def pictures(folder: Path, count: int = 3, shape: tuple[int, ...] = (5, 7), seed: int = 0) -> Path:
@@ -193,6 +195,29 @@ def test_images_are_scaled_whole_and_then_cropped_or_padded_with_black_as_in_tra
     write_nifti(tmp_path / "volumes" / "a.nii", array)
     whole, cropped = (ImageSet(tmp_path / "volumes", crop_size=size)[0] for size in (None, (4, 5, 6)))
     torch.testing.assert_close(cropped, whole[:, 2:6, 2:7])
+
+
+def test_relative_samples_are_not_mapped_a_second_time(tmp_path: Path) -> None:
+    array = voxels((8, 9, 6)).astype(np.float32)
+    array = (array - array.min()) / (array.max() - array.min())
+    array[:2] = 0
+    for name in ("samples", "others"):
+        writer = SampleWriter(tmp_path / name, IntensityScaling("percentile", 0.5, 99.5), (1, 1, 1), {})
+        for seed in range(2):
+            writer.write(seed, torch.from_numpy(2 * array - 1)[None])
+    writer.sidecar_path(1).unlink()
+    samples, others = (ImageSet(tmp_path / name, crop_size=(10, 9, 6)) for name in ("samples", "others"))
+    assert (samples.is_relative, others.is_relative) == (True, False)
+    torch.testing.assert_close(samples[0][0, 1:-1], torch.from_numpy(2 * array - 1), atol=1e-6, rtol=0)
+    assert samples.protocol["intensity"] == {"mode": "window", "lower": 0.0, "upper": 1.0}
+    assert others.protocol["intensity"]["mode"] == "percentile"
+    check_alike([others, samples, ImageSet(tmp_path / "samples", crop_size=(10, 9, 6))])
+    check_alike([samples, others])
+    for window in ((0, 1), (0, 2)):
+        given = ImageSet(tmp_path / "samples", window=window, crop_size=(10, 9, 6))
+        assert not given.is_relative
+        with pytest.raises(UserError, match="one intensity map"):
+            check_alike([samples, others, given])
 
 
 def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     for name, images in sets.items():
         if images.ignored:
             print(f"not counted: {len(images.ignored)} files of {name}, the first {images.ignored[0]}")
+        if images.is_relative:
+            print(f"{name}: its JSON say that values are relative, 0 to 1, and they are read with that window")
         images.check_voxels()
         for fault in images.unreadable:
             print(f"left out: {fault}")
@@ -131,6 +133,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     )
     report = measurement.report
     report["folders"] = {name: str(images.folder) for name, images in sets.items()}
+    report["intensity"] = {name: images.protocol["intensity"] for name, images in sets.items()}
+    report["relative"] = [name for name, images in sets.items() if images.is_relative]
     report["unreadable"] = {name: [str(fault) for fault in images.unreadable] for name, images in sets.items()}
     report["ignored"] = {name: [str(left) for left in images.ignored] for name, images in sets.items()}
     report["constant"] = {name: images.constant for name, images in sets.items()}

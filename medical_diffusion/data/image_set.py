@@ -7,12 +7,15 @@ what is broken is known before any long work; afterwards nothing is held but pat
 
 Intensities become [-1, 1] by one of three maps, stated in the ``protocol``. ``window`` and ``stored`` (the range of the
 stored type) are the same for every image, so that brightness and contrast of two sets are compared too. ``percentile``
-and ``minmax`` are each image's own, for MRI without a scale: then brightness is not compared.
+and ``minmax`` are each image's own, for MRI without a scale: then brightness is not compared. Samples whose JSON all
+say that they are relative, 0 to 1, were mapped so before training: in place of such a map of its own each is read with
+the window 0 to 1.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,12 +33,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, VolumeHeader
+from medical_diffusion.data.image_scaling import OWN_MAPS, RELATIVE, chosen_scaling, scaled
 from medical_diffusion.data.listing.classes import resolve_classes
 from medical_diffusion.data.listing.discovery import check_dataset_dir
-from medical_diffusion.data.listing.image_folders import find_images
+from medical_diffusion.data.listing.image_folders import are_relative, find_images
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.preprocessing.crop import CenterCropOrPadd
-from medical_diffusion.data.preprocessing.intensity import IntensityScaling
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
@@ -48,7 +51,6 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, file_hash, write_json
 from medical_diffusion.shapes import per_axis
 
-PERCENTILES = (0.5, 99.5)
 READER = 4
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 
@@ -78,6 +80,7 @@ class ImageSet(Sequence[Tensor]):
         unreadable: what can not, and why.
         ignored: what could be an image and does not count, and why; without the preview beside samples.
         constant: names of images with one value everywhere; they stay in the set.
+        is_relative: samples that are read with the window 0 to 1, see above.
         size: (H, W, D) of every image.
         channels: 1 or 3.
         class_names, labels: the classes, and the index of each image's; empty without labels.
@@ -115,7 +118,10 @@ class ImageSet(Sequence[Tensor]):
             listed = ", ".join(f"{count} are {kind}" for kind, count in depths.items())
             raise UserError("images of a set must be all 2D or all 3D", f"{self.folder}: {listed}", "Separate them")
         self.is_planar = shapes[0][2] == 1
-        self._channels, self._scaling = channels, _scaling(intensity, window, self.is_planar)
+        self._channels, self._scaling = channels, chosen_scaling(intensity, window, self.is_planar)
+        self.is_relative = self._scaling.mode in OWN_MAPS and are_relative(files)
+        if self.is_relative:
+            self._scaling = RELATIVE
         self._crop = _size(crop_size, self.is_planar, "crop_size", least=0)
         # one for all images: it says once that some are padded
         self._cropping = CenterCropOrPadd("image", self._crop) if self._crop is not None else None
@@ -265,7 +271,7 @@ class ImageSet(Sequence[Tensor]):
     def _prepared(self, image: MetaTensor, file: VolumeFile) -> Tensor:
         if not self.is_planar:
             image = Orientation(axcodes="RAS", labels=None)(image)
-        image = _scaled(image, self._scaling)
+        image = scaled(image, self._scaling)
         if self._cropping is not None:
             image = self._cropping({"image": image})["image"]
         if self._resize is not None:
@@ -284,6 +290,8 @@ def values_hash(image: Tensor) -> str:
 def check_alike(sets: Sequence[ImageSet]) -> None:
     """All sets must be read alike: 2D or 3D, one size, as many channels, one intensity map.
 
+    Relative samples are alike to volumes with a map of their own: that map made the images that their generator saw.
+
     Raises:
         UserError: they differ.
     """
@@ -299,8 +307,17 @@ def check_alike(sets: Sequence[ImageSet]) -> None:
         if first.channels != other.channels:
             received = f"{shown}: {first.channels} and {other.channels}"
             raise UserError("the sets must have as many channels", received, "Pass channels 1 or 3 to convert them")
-        if first.protocol["intensity"] != other.protocol["intensity"]:
-            raise UserError("the sets must have one intensity map", shown, "Pass the same intensity and window")
+    for first, other in itertools.combinations(sets, 2):
+        if not _one_map(first, other):
+            shown = f"{first.folder} and {other.folder}"
+            raise UserError("the sets must have one intensity map", shown, "Pass the same --intensity and --window")
+
+
+def _one_map(first: ImageSet, other: ImageSet) -> bool:
+    modes = {images.protocol["intensity"]["mode"] for images in (first, other) if not images.is_relative}
+    if first.is_relative != other.is_relative:
+        return modes <= set(OWN_MAPS)
+    return bool(first.protocol["intensity"] == other.protocol["intensity"])
 
 
 def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, int]:
@@ -313,35 +330,6 @@ def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, in
         return shape
     axes = nibabel.io_orientation(header.affine)[:, 0]
     return shape if np.isnan(axes).any() else per_axis([shape[n] for n in np.argsort(axes)], "shape")
-
-
-def _scaling(intensity: str, window: Sequence[float] | None, is_planar: bool) -> IntensityScaling:
-    if intensity == "auto":
-        intensity = "window" if window is not None else "stored" if is_planar else "percentile"
-    if intensity == "window":
-        if window is None or len(window) != 2:
-            raise UserError("intensity window needs two limits", window, "Pass window lower and upper")
-        return IntensityScaling("window", float(window[0]), float(window[1]))
-    if window is not None:
-        raise UserError("a window belongs to intensity window", f"window {tuple(window)} with intensity {intensity}")
-    return IntensityScaling(intensity, *(PERCENTILES if intensity == "percentile" else ()))
-
-
-def _scaled(image: MetaTensor, scaling: IntensityScaling) -> MetaTensor:
-    """To [-1, 1]; what is the same everywhere becomes -1, a bright spot on a plain ground keeps its full range."""
-    if scaling.mode == "window":
-        return scaling.to_model_range(image)
-    if scaling.mode == "stored" and STORED_RANGE in image.meta:
-        low, high = image.meta[STORED_RANGE]
-        return scaling.to_model_range(image) if low < high else torch.full_like(image, -1.0)
-    if float(image.min()) == float(image.max()):
-        return torch.full_like(image, -1.0)
-    try:
-        return scaling.to_model_range(image)
-    except UserError:
-        if scaling.mode != "percentile":
-            raise
-        return IntensityScaling("minmax").to_model_range(image)
 
 
 def _size(value: Any, is_planar: bool, name: str, least: int = 1) -> tuple[int, int, int] | None:

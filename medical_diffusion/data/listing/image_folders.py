@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.class_folders import label_by_folder
@@ -25,6 +26,8 @@ CLASS_FOLDERS = "folders"
 SIDECARS = "sidecars"
 SAMPLE_NAME = re.compile(r"sample_\d+\.")
 PREVIEW = "preview.png"
+RELATIVE_UNIT = "relative, 0 to 1"
+"""What the JSON of a sample states where its values are of no physical scale."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,19 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{name}.json")
 
 
-def _with_sidecar(volume: VolumeFile) -> VolumeFile:
+def are_relative(volumes: Sequence[VolumeFile]) -> bool:
+    """Whether the JSON beside every volume says that its values are relative, 0 to 1."""
+    return all(_stated(volume, "unit") == RELATIVE_UNIT for volume in volumes)
+
+
+def _stated(volume: VolumeFile, key: str) -> Any:
+    """What the JSON beside a sample says; None where it says nothing."""
     try:
-        name = json.loads(_sidecar(volume.path).read_text(encoding="utf-8")).get("class_name")
+        return json.loads(_sidecar(volume.path).read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
-        name = None
+        return None
+
+
+def _with_sidecar(volume: VolumeFile) -> VolumeFile:
+    name = _stated(volume, "class_name")
     return replace(volume, class_name=None if name is None else str(name))

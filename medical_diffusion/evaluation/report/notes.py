@@ -25,6 +25,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         for where, files in report.get(key, {}).items():
             if files:
                 found.append(f"{len(files)} {key} files in {where}: {', '.join(files[:5])}.")
+    for where in report.get("relative", []):
+        found.append(
+            f"Values of {where} are relative, 0 to 1, by the JSON beside them, and were read with that window."
+        )
     for where, count in report.get("duplicates", {}).items():
         if count:
             found.append(f"{count} images of {where} are the same as another one of that set.")
