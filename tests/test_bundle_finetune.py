@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -227,15 +225,6 @@ def pretrained(path: Path, trained: Path, **settings: Any) -> str:
     return str(path)
 
 
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the package logs: a run takes its logger out of the tree."""
-    logger = logging.getLogger("medical_diffusion")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def initialised(said: pytest.LogCaptureFixture, **options: Any) -> str:
     """What initialising a fine-tuning says; the network is that of the pre-trained weights."""
     said.clear()
@@ -253,11 +242,21 @@ def test_test_subjects_that_pretraining_saw_are_told_or_refused(
     (first, *_) = lists.subjects("test")
     text = initialised(said, **options, pretrained=seen)
     assert "2 test subjects were trained on" in text and first in text and "--test_fraction 0.2" in text
+    assert all(subject in text for subject in lists.subjects("train")[:3]), "whose labels are used"
+    held_out = tmp_path / "run" / "reports" / "held_out.txt"
+    assert f"--held_out {held_out}" in text
+    ids = held_out.read_text(encoding="utf-8").split()
+    assert ids == [*lists.subjects("test"), *lists.subjects("validation")]
     with pytest.raises(RuntimeError) as failure:
         initialised(said, **options, pretrained=seen, test_check="refuse")
     assert "must be new to the pre-trained weights" in str(find_user_error(failure.value))
     new = pretrained(tmp_path / "new.pt", trained, trained_on=training_marks(lists.train))
     assert "new to the" not in initialised(said, **options, pretrained=new, test_check="refuse")
+
+
+def test_a_misspelt_kind_of_phantoms_is_told(tmp_path: Path) -> None:
+    message = failure_of("train", **TINY, phantom_kind="chestct", run_dir=str(tmp_path))
+    assert "phantom kind must be a known one" in message
 
 
 def test_a_comparison_needs_a_test_part(labelled: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from medical_diffusion.bundle.describe import describe_bundle
 from medical_diffusion.bundle.options import load_options
 from medical_diffusion.bundle.pack import pack_bundle
 from medical_diffusion.bundle.pretraining.data import inherited_defaults
+from medical_diffusion.bundle.pretraining.messages import FINETUNING_SPLIT
 from medical_diffusion.bundle.pretraining.source import HELD_OUT_SEED, DiffusionSource, FreshVolumes
 from medical_diffusion.data.listing.exposure import seen_subjects
 from medical_diffusion.errors import UserError, find_user_error
@@ -210,6 +211,49 @@ def test_weights_say_by_hashes_whom_they_were_trained_on(trained: Path, tmp_path
     assert seen_subjects(data.validation, marks) == []
     stored = load_tensors(trained / "models" / "model.pt")["settings"]
     assert stored["trained_on"] == [], "phantoms are nobody"
+
+
+def initialised(said: pytest.LogCaptureFixture, **options: Any) -> Any:
+    """The data of a run that was only initialised."""
+    said.clear()
+    flow = workflow("train", bundle=BUNDLE, **VOLUMES, image_size=[8, 8, 8], **options)
+    flow.initialize()
+    return flow.parser.get_parsed_content("data")
+
+
+def test_subjects_are_held_out_by_name_and_their_absence_is_told(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    generator = np.random.default_rng(0)
+    for n in range(12):
+        write_nifti(tmp_path / "set" / f"p{n}.nii.gz", generator.random((8, 8, 8), np.float32))
+    options = {"dataset_dir": str(tmp_path / "set"), "run_dir": str(tmp_path / "run")}
+    whole = initialised(said, **options)
+    warning = "can not be test subjects of a fine-tuning"
+    assert said.text.count(warning) == 1 and FINETUNING_SPLIT in said.text
+    given = load_options(ROOT / "bundles" / "swin_unetr_finetune")
+    split = [f"--{name} {given[name].defaults['paper']}" for name in ("validation_fraction", "test_fraction")]
+    assert " ".join(split) == FINETUNING_SPLIT
+    assert not whole.lists.test
+    first, kept = whole.lists.validation[0]["subject"], whole.lists.train[0]["subject"]
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{first}\n\n{kept}\nnobody\n", encoding="utf-8")
+    left = initialised(said, **options, held_out=str(ids))
+    found = {item["subject"] for item in [*left.train, *left.validation]}
+    assert len(found) == 10 and not found & {first, kept} and left.validation, "another one validates"
+    assert warning not in said.text and "1 of 3 ids name no subject here: nobody" in said.text
+    assert left.fingerprint() != whole.fingerprint() and left.cache_dir != whole.cache_dir
+    initialised(said, **options, test_fraction=0.2)
+    assert warning not in said.text
+    ids.write_text("nobody\n", encoding="utf-8")
+    for file, message in ((ids, "must name subjects of this data set"), (tmp_path, "must be a text file")):
+        assert message in refused(**VOLUMES, **options, held_out=str(file))
+
+
+def test_a_misspelt_kind_of_phantoms_is_told(tmp_path: Path) -> None:
+    assert "phantom kind must be a known one" in refused(
+        **IMAGES | {"phantom_kind": "radiogaph"}, run_dir=str(tmp_path)
+    )
 
 
 def test_a_preview_beside_image_samples_is_no_sample(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from medical_diffusion.bundle.context import config_item
 from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.pretraining.held_out import leave_out
 from medical_diffusion.bundle.pretraining.source import DiffusionSource, FreshVolumes, HeldOutVolumes, source_settings
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
@@ -90,6 +91,8 @@ class PretrainingData(TrainingData):
             return None
         if s.dataset_dir is not None:
             raise UserError("volumes come from --dataset_dir or from --source_bundle", "both", "Leave one of them out")
+        if s.get("held_out") is not None:
+            raise UserError("samples have no subjects to hold out", "--held_out", "Leave it out with --source_bundle")
         source = DiffusionSource(s.source_bundle, s.source_run_dir, self.device, s.source_sampler, s.source_steps)
         channels = source.settings.get("channels", 1)
         if channels != s.channels:
@@ -107,13 +110,18 @@ class PretrainingData(TrainingData):
             validation_fraction=s.validation_fraction,
             test_fraction=s.test_fraction,
         )
-        if s.dataset_dir is None or not any(self.root.glob(SIDECARS)):
-            return lists
-        train, validation, test = (
-            [item for item in part if Path(item["image"]).name.startswith(SAMPLE)]
-            for part in (lists.train, lists.validation, lists.test)
-        )
-        return replace(lists, train=train, validation=validation, test=test)
+        if self.holds_samples:
+            train, validation, test = (
+                [item for item in part if Path(item["image"]).name.startswith(SAMPLE)]
+                for part in (lists.train, lists.validation, lists.test)
+            )
+            lists = replace(lists, train=train, validation=validation, test=test)
+        return lists if s.get("held_out") is None else leave_out(lists, s.held_out, s.validation_fraction)
+
+    @property
+    def holds_samples(self) -> bool:
+        """Whether ``dataset_dir`` is a folder that a diffusion bundle wrote."""
+        return self.settings.dataset_dir is not None and any(self.root.glob(SIDECARS))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

@@ -13,12 +13,16 @@ from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
 from medical_diffusion.bundle.pretraining.data import PretrainingData
 from medical_diffusion.bundle.settings import Settings
+from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.files import check_writable, write_json
 from medical_diffusion.pictures import picture_of, volume_grid, write_png
 from medical_diffusion.training import PretrainStep
 from medical_diffusion.training.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
+
+FINETUNING_SPLIT = "--validation_fraction 0.1 --test_fraction 0.2"
+"""The defaults of ``swin_unetr_finetune``."""
 
 
 def announce_pretraining(settings: Settings, folders: Folders, data: PretrainingData) -> None:
@@ -34,6 +38,7 @@ def announce_pretraining(settings: Settings, folders: Folders, data: Pretraining
             settings.source_repeats,
         )
     elif settings.dataset_dir is None:
+        phantom_kind(data.kind)
         logger.info(
             "No dataset_dir was given: pre-training on %d procedural %s phantoms of %s voxels (no patients).",
             settings.num_phantoms,
@@ -43,10 +48,22 @@ def announce_pretraining(settings: Settings, folders: Folders, data: Pretraining
         logger.info("To use your own volumes or samples: --dataset_dir DIR, or --source_bundle BUNDLE.")
     else:
         logger.info("Pre-training on %s at %s voxels.", settings.dataset_dir, size)
+        if is_main_process():  # the others wait until it has checked the volumes
+            _warn_of_no_test_part(settings, data)
     data.prepare()
     if data.source is None:
         logger.info("%d volumes to train on, %d held out.", len(data.train), len(data.validation))
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
+
+
+def _warn_of_no_test_part(settings: Settings, data: PretrainingData) -> None:
+    if data.lists.test or settings.held_out is not None or data.holds_samples:
+        return
+    logger.warning(
+        "WARNING: no subject is held out for tests: these subjects can not be test subjects of a fine-tuning. To keep "
+        "some back: %s, or --held_out FILE.",
+        FINETUNING_SPLIT,
+    )
 
 
 class PretextEvaluation:

@@ -11,9 +11,11 @@ from torch import nn
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
 from medical_diffusion.bundle.segmentation.data import SegmentationData
-from medical_diffusion.bundle.segmentation.pretrained import check_held_out, warn_of_other_volumes
+from medical_diffusion.bundle.segmentation.pretrained import HELD_OUT, check_held_out, warn_of_other_volumes
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.weights import Weights
+from medical_diffusion.data.listing.tables import shown
+from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.files import write_json
 from medical_diffusion.networks.transfer import transfer_weights
 from medical_diffusion.training.distributed import is_main_process
@@ -26,6 +28,7 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
     folders.check_writable()
     size = " x ".join(map(str, settings.image_size))
     if settings.dataset_dir is None:
+        phantom_kind(data.kind)
         logger.info(
             "No dataset_dir was given: fine-tuning on %d procedural %s phantoms with their masks (simulated, no "
             "patients), crops of %s voxels.",
@@ -37,13 +40,14 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
     else:
         logger.info("Fine-tuning on %s, crops of %s voxels.", settings.dataset_dir, size)
     if is_main_process():  # the others wait until it has found or made the volumes
-        check_held_out(settings, data)
+        check_held_out(settings, data, folders.reports / HELD_OUT)
     data.prepare()
     warn_of_other_volumes(settings, data)
-    count = len(data.lists.subjects("train"))
+    subjects = data.lists.subjects("train")
     logger.info(
-        "Labels of %d training subjects (%g %% of them, repeat %d) for %s.",
-        count,
+        "Labels of %d training subjects (%s; %g %% of them, repeat %d) for %s.",
+        len(subjects),
+        shown(subjects),
         settings.label_fraction,
         settings.subset_seed,
         ", ".join(f"{name} ({value})" for name, value in data.class_values.items()),

@@ -17,7 +17,7 @@ from medical_diffusion.data import read_header
 from medical_diffusion.data.listing.exposure import seen_subjects, subject_mark
 from medical_diffusion.data.listing.tables import shown
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import load_tensors
+from medical_diffusion.files import load_tensors, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,16 @@ RELATIVE = ("percentile", "minmax")
 """Intensity mappings by volume."""
 RELATIVE_WINDOW = [0.0, 1.0]
 """Window of samples of a diffusion model that was trained with one of these: their values are relative."""
+HELD_OUT = "held_out.txt"
 SAME_SPACING = 1.25
 """Voxel edges whose ratio is below this count as alike."""
 
 
-def check_held_out(settings: Settings, data: SegmentationData) -> None:
+def check_held_out(settings: Settings, data: SegmentationData, file: Path) -> None:
     """Refuse, or warn of, a test or validation part that would flatter: absent, or seen in pre-training.
+
+    Args:
+        file: gets the ids of both parts, one a line, for ``--held_out`` of a pre-training.
 
     Raises:
         UserError: one of the two, where ``test_check`` asks for it.
@@ -42,6 +46,7 @@ def check_held_out(settings: Settings, data: SegmentationData) -> None:
             f"{data.lists}",
             "Label ten subjects or more and leave --test_fraction above 0, or state a test part in a list",
         )
+    write_text(file, "".join(f"{s}\n" for part in ("test", "validation") for s in data.lists.subjects(part)))
     stored = _stored(settings.pretrained)
     marks = [*stored.get("trained_on", ()), *map(subject_mark, stored.get("training_ids", ()))]
     parts = {part: seen_subjects(getattr(data.lists, part), marks) for part in ("test", "validation")}
@@ -50,9 +55,9 @@ def check_held_out(settings: Settings, data: SegmentationData) -> None:
     error = UserError(
         "test and validation subjects must be new to the pre-trained weights, else figures are too good",
         "; ".join(f"{len(ids)} {part} subjects were trained on ({shown(ids)})" for part, ids in parts.items() if ids),
-        f"Pre-train again with --validation_fraction {settings.validation_fraction:g} --test_fraction "
-        f"{settings.test_fraction:g} and the same --datalist or --manifest, if any; patients who only share these ids "
-        "need ids of their own in a list",
+        f"Pre-train again with --held_out {file}; where the folder and the list, if any, are the same, also with "
+        f"--validation_fraction {settings.validation_fraction:g} --test_fraction {settings.test_fraction:g}. Patients "
+        "who only share these ids need ids of their own in a list",
     )
     if refuse:
         raise error
