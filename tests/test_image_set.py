@@ -142,6 +142,17 @@ def test_what_an_older_reader_cached_no_longer_counts(tmp_path: Path, monkeypatc
     assert len(json.loads((tmp_path / "cache" / "read_files.json").read_text(encoding="utf-8"))) == 2 * len(first)
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"half', '{"a": 3}'])
+def test_a_damaged_record_of_what_was_read_counts_as_none(tmp_path: Path, damage: str) -> None:
+    first = ImageSet(pictures(tmp_path / "a"), cache_dir=tmp_path / "cache")
+    record = tmp_path / "cache" / "read_files.json"
+    whole = record.read_text(encoding="utf-8")
+    damaged = {key: {} for key in json.loads(whole)} if damage == "" else None
+    record.write_text(json.dumps(damaged) if damaged else damage, encoding="utf-8")
+    assert ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache").keys == first.keys
+    assert json.loads(record.read_text(encoding="utf-8")) == json.loads(whole)
+
+
 def test_what_was_read_without_fault_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "a")
     first = ImageSet(tmp_path / "a", cache_dir=tmp_path / "cache")
@@ -223,7 +234,7 @@ def test_relative_samples_are_not_mapped_a_second_time(tmp_path: Path) -> None:
 def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:
     pictures(tmp_path / "a", 1)
     pictures(tmp_path / "b", 1, (5, 7, 3))
-    with pytest.raises(UserError, match=r"one number of channels.*Pass channels 1 or 3"):
+    with pytest.raises(UserError, match=r"one number of channels.*Pass --channels 1 or 3"):
         ImageSet(tmp_path)
     assert ImageSet(tmp_path, channels=3)[0].shape == (3, 5, 7, 1)
     with pytest.raises(UserError, match=r"as many channels.*1 and 3"):

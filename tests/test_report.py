@@ -181,7 +181,13 @@ def test_few_images_leave_figures_out_and_overlaps_are_told(
         (["--synthetic", "honest", "--features", "medicalnet"], "medicalnet|MedicalNet"),
         (["--synthetic", "honest", "--fail-if-memorised", "0.01"], "needs the training images"),
         (["--synthetic", "honest", "--fail-if-memorised", "1"], r"must be a rate in \[0, 1\)"),
-        (["--synthetic", "missing"], "must be an existing folder"),
+        (["--synthetic", "missing"], "--synthetic must be an existing folder"),
+        (["--synthetic", "honest", "--train", "missing"], "--train must be an existing folder"),
+        (["--synthetic", "honest", "--real", "missing"], "--real must be an existing folder"),
+        (["--synthetic", "honest", "--real", "empty"], "--real must hold readable images"),
+        (["--synthetic", "missing", "--seed", "-1"], r"--seed must be a whole number in \[0, 2\^32\).*-1"),
+        (["--synthetic", "missing", "--device", "gpu"], "--device must be a device of this machine.*gpu"),
+        (["--synthetic", "honest", "--image_size", "0"], "--image_size must be one or two whole numbers"),
         (["--synthetic", "honest", "--output", "honest/report"], "--output must not lie in a folder.*honest/report in"),
         (["--synthetic", "honest", "--output", "real"], "--output must not lie in a folder.*real in real"),
         (["--synthetic", "honest", "--cache_dir", "honest"], "--cache_dir must not lie in a folder of images"),
@@ -196,8 +202,19 @@ def test_bad_input_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folders)
+    (folders / "empty").mkdir(exist_ok=True)
+    (folders / "empty" / "notes.txt").write_text("no image", encoding="utf-8")
     assert evaluate("--real", "real", "--output", tmp_path, *words) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_typo_in_the_features_is_told_before_voxels_are_read(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medical_diffusion.data.image_set.ImageSet.check_voxels", None)
+    words = ["--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path]
+    assert evaluate(*words, "--features", "randm") == 1
+    assert "Did you mean random" in capsys.readouterr().err
 
 
 def test_a_folder_that_can_not_be_written_is_named_first(

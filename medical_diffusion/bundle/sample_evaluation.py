@@ -126,6 +126,7 @@ class SampleEvaluation:
             labels=SIDECARS if labelled else None,
             planar=s.planar,
             cache_dir=self.folders.cache,
+            option="--samples_dir",
         )
 
     def check(self) -> None:

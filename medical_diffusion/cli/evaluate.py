@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from medical_diffusion.data.image_set import ImageSet
     from medical_diffusion.evaluation.report.utility import Labels
 
+SEEDS = 2**32
+"""Seeds are below it: all that draw take these."""
 MEMORISED = 1
 """Exit status when more samples are copies than allowed."""
 
@@ -78,6 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Write the report; 1 when the gate fires."""
+    from medical_diffusion.bundle.settings import select_device
     from medical_diffusion.data.image_set import check_alike
     from medical_diffusion.evaluation.features import create_extractor
     from medical_diffusion.evaluation.report import measure, write_report
@@ -90,6 +93,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("--fail-if-memorised must be a rate in [0, 1)", limit)
     if limit is not None and arguments.train is None:
         raise UserError("--fail-if-memorised needs the training images", "no --train", "Pass --train DIR")
+    if not 0 <= arguments.seed < SEEDS:
+        raise UserError("--seed must be a whole number in [0, 2^32)", arguments.seed)
+    device = select_device(arguments.device)
     folders = named_folders(arguments.synthetic)
     train_folder = {} if arguments.train is None else {"train": arguments.train}
     cache_dir = Path(arguments.cache_dir or Path(arguments.output) / "cache")
@@ -102,14 +108,15 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.utility_steps is not None and not labels:
         raise UserError("--utility_steps belongs to the utility test", "no --labels", "Pass --labels")
 
-    def read(name: str, folder: str, limit: int | None) -> ImageSet:
-        return _read(arguments, folder, cache, limit, labels.get(name))
+    def read(name: str, folder: str, limit: int | None, option: str) -> ImageSet:
+        return _read(arguments, folder, cache, limit, labels.get(name), option)
 
-    real = read("real", arguments.real, arguments.max_images)
-    generators = {name: read(name, folder, arguments.max_images) for name, folder in folders.items()}
-    train = read("train", arguments.train, None) if train_folder else None
+    real = read("real", arguments.real, arguments.max_images, "--real")
+    generators = {name: read(name, folder, arguments.max_images, "--synthetic") for name, folder in folders.items()}
+    train = read("train", arguments.train, None, "--train") if train_folder else None
     sets = {"real": real, **generators, **({"train": train} if train is not None else {})}
     check_alike(list(sets.values()))
+    extractor = create_extractor(arguments.features, 2 if real.is_planar else 3, real.channels, arguments.weights)
     for name, images in sets.items():
         if images.ignored:
             print(f"not counted: {len(images.ignored)} files of {name}, the first {images.ignored[0]}")
@@ -118,7 +125,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         images.check_voxels()
         for fault in images.unreadable:
             print(f"left out: {fault}")
-    extractor = create_extractor(arguments.features, 2 if real.is_planar else 3, real.channels, arguments.weights)
     measurement = measure(
         real,
         generators,
@@ -127,7 +133,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         real.protocol,
         cache / "features",
         arguments.seed,
-        arguments.device,
+        device,
         _say,
         _labels(sets, labels, arguments.utility_steps),
     )
@@ -258,13 +264,15 @@ def _labels(sets: Mapping[str, ImageSet], where: Mapping[str, str], steps: int |
     return Labels(of, STEPS if steps is None else steps) if where else None
 
 
-def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | None, labels: str | None) -> ImageSet:
+def _read(
+    arguments: argparse.Namespace, folder: str, cache: Path, limit: int | None, labels: str | None, option: str
+) -> ImageSet:
     from medical_diffusion.data.image_set import ImageSet
 
     sizes = {}
-    for option in ("image_size", "crop_size"):
-        value = getattr(arguments, option)
-        sizes[option] = value[0] if value is not None and len(value) == 1 else value
+    for size in ("image_size", "crop_size"):
+        value = getattr(arguments, size)
+        sizes[size] = value[0] if value is not None and len(value) == 1 else value
     return ImageSet(
         folder,
         arguments.intensity,
@@ -275,6 +283,7 @@ def _read(arguments: argparse.Namespace, folder: str, cache: Path, limit: int | 
         seed=arguments.seed,
         cache_dir=cache,
         check_voxels=False,
+        option=option,
         **sizes,
     )
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from medical_diffusion.data.checks import Fault, VolumeHeader
 from medical_diffusion.data.image_scaling import OWN_MAPS, RELATIVE, chosen_scaling, scaled
 from medical_diffusion.data.listing.classes import resolve_classes
-from medical_diffusion.data.listing.discovery import check_dataset_dir
+from medical_diffusion.data.listing.discovery import DATASET_DIR, check_dataset_dir
 from medical_diffusion.data.listing.image_folders import are_relative, find_images
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.preprocessing.crop import CenterCropOrPadd
@@ -51,6 +51,8 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, file_hash, write_json
 from medical_diffusion.shapes import per_axis
 
+OBSERVED = ("constant", "content", "stored")
+"""What is kept of a file that was read."""
 READER = 4
 """Raised where the same file becomes other values: what was cached of the older ones no longer counts."""
 
@@ -74,6 +76,7 @@ class ImageSet(Sequence[Tensor]):
         cache_dir: remembers there which files were read without fault, so that they are not read again.
         check_voxels: read every file at once; otherwise before first use :meth:`check_voxels` must be called, so that
             what the headers of several sets say can be compared before.
+        option: what errors call the folder.
 
     Attributes:
         files: what was found and can be read.
@@ -104,11 +107,12 @@ class ImageSet(Sequence[Tensor]):
         planar: bool | None = None,
         cache_dir: str | Path | None = None,
         check_voxels: bool = True,
+        option: str = DATASET_DIR,
     ) -> None:
         if limit is not None and limit < 1:
             raise UserError("the number of images must be positive", limit)
-        self.folder = check_dataset_dir(folder)
-        files, self.unreadable, self.ignored = find_images(self.folder, labels, planar)
+        self.folder = check_dataset_dir(folder, option)
+        files, self.unreadable, self.ignored = find_images(self.folder, labels, planar, option)
         if limit is not None and limit < len(files):
             chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
             files = [files[n] for n in sorted(chosen)]
@@ -127,7 +131,7 @@ class ImageSet(Sequence[Tensor]):
         self._cropping = CenterCropOrPadd("image", self._crop) if self._crop is not None else None
         self._resize = _size(image_size, self.is_planar, "image_size")
         self.channels = channels or _agreed(
-            self.folder, colours, "number of channels", "Pass channels 1 or 3 to convert them"
+            self.folder, colours, "number of channels", "Pass --channels 1 or 3 to convert them"
         )
         self.size = self._common_size(shapes)
         self.protocol: dict[str, Any] = {
@@ -210,7 +214,7 @@ class ImageSet(Sequence[Tensor]):
             return self._resize
         crop = self._crop or (0, 0, 0)
         sizes = [tuple(c or n for c, n in zip(crop, shape, strict=True)) for shape in shapes]
-        remedy = "Pass image_size to resize them, or crop_size to crop and pad them"
+        remedy = "Pass --image_size to resize them, or --crop_size to crop and pad them"
         return per_axis(_agreed(self.folder, sizes, "size", remedy), "image_size")
 
     def check_voxels(self) -> None:
@@ -220,8 +224,7 @@ class ImageSet(Sequence[Tensor]):
             UserError: no file can be read, stored values of several ranges, or images without labels.
         """
         record = self._cache_dir / "read_files.json" if self._cache_dir is not None else None
-        old = record if record is not None and record.is_file() else None
-        known: dict[str, Any] = {} if old is None else json.loads(old.read_text(encoding="utf-8"))
+        known = _observed_before(record)
         before, kept, keys, stored = len(known), [], [], []
         for file in tqdm(self.files, f"Reading {self.folder.name}", unit="image", leave=False):
             try:
@@ -281,6 +284,16 @@ class ImageSet(Sequence[Tensor]):
         return image.as_tensor().contiguous()
 
 
+def _observed_before(record: Path | None) -> dict[str, Any]:
+    """What was kept of files that were read; nothing where the record is missing or damaged."""
+    try:
+        found = {} if record is None else json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: entry for key, entry in entries if isinstance(entry, dict) and set(entry) == set(OBSERVED)}
+
+
 def values_hash(image: Tensor) -> str:
     """SHA-256 of an image's shape and its values in float32, in hexadecimal."""
     values = torch.as_tensor(image).float().contiguous()
@@ -302,11 +315,11 @@ def check_alike(sets: Sequence[ImageSet]) -> None:
             kinds = ("2D", "3D") if first.is_planar else ("3D", "2D")
             raise UserError("2D images can not be compared with 3D volumes", f"{shown}: {kinds[0]} and {kinds[1]}")
         if first.size != other.size:
-            remedy = "Pass image_size to resize both, or crop_size to crop and pad both"
+            remedy = "Pass --image_size to resize both, or --crop_size to crop and pad both"
             raise UserError("the sets must have images of one size", f"{shown}: {first.size} and {other.size}", remedy)
         if first.channels != other.channels:
             received = f"{shown}: {first.channels} and {other.channels}"
-            raise UserError("the sets must have as many channels", received, "Pass channels 1 or 3 to convert them")
+            raise UserError("the sets must have as many channels", received, "Pass --channels 1 or 3 to convert them")
     for first, other in itertools.combinations(sets, 2):
         if not _one_map(first, other):
             shown = f"{first.folder} and {other.folder}"
@@ -340,7 +353,7 @@ def _size(value: Any, is_planar: bool, name: str, least: int = 1) -> tuple[int, 
     sizes = [*sizes, 1] if is_planar and len(sizes) == 2 else sizes
     if len(sizes) != 3 or any(int(n) != n or n < least for n in sizes) or (is_planar and sizes[2] not in (1, least)):
         wanted = "one or two whole numbers (H, W)" if is_planar else "one or three whole numbers (H, W, D)"
-        raise UserError(f"{name} must be {wanted} here", value)
+        raise UserError(f"--{name} must be {wanted} here", value)
     return (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
 

@@ -31,6 +31,7 @@ from medical_diffusion.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+DATASET_DIR = "dataset_dir"
 #: A thousand series have a quarter of a million headers to read: from this many folders on a progress bar shows it.
 _FOLDERS_WITHOUT_PROGRESS = 20
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|seg|segmentations?)(tr|ts)?", re.IGNORECASE)
@@ -53,18 +54,21 @@ def find_volumes(dataset_dir: str | Path, manifest: Manifest | None = None, plan
 
 
 def scan_volumes(
-    dataset_dir: str | Path, manifest: Manifest | None = None, planar: bool = False
+    dataset_dir: str | Path, manifest: Manifest | None = None, planar: bool = False, option: str = DATASET_DIR
 ) -> tuple[list[VolumeFile], list[Fault]]:
     """As ``find_volumes``, but faults of single files are returned beside the volumes that are fine.
+
+    Args:
+        option: what errors call the folder.
 
     Raises:
         UserError: the folder is missing, empty or without any image; the manifest leads outside.
     """
-    root = check_dataset_dir(dataset_dir)
+    root = check_dataset_dir(dataset_dir, option)
     if manifest is not None and manifest.files:
         volumes, faults = _listed(root, manifest, planar)
     else:
-        volumes, faults = _searched(root, manifest, planar)
+        volumes, faults = _searched(root, manifest, planar, option)
     volumes.sort(key=lambda v: (v.path.as_posix(), v.series_uid or ""))
     if manifest is not None:
         volumes = choose_listed(manifest, volumes)
@@ -75,23 +79,26 @@ def scan_volumes(
     return volumes, faults
 
 
-def check_dataset_dir(dataset_dir: str | Path) -> Path:
+def check_dataset_dir(dataset_dir: str | Path, option: str = DATASET_DIR) -> Path:
     """The folder, with ``~`` expanded.
+
+    Args:
+        option: what errors call it.
 
     Raises:
         UserError: it is missing, a file, or empty.
     """
     root = Path(str(dataset_dir)).expanduser()
     if not root.exists():
-        raise UserError("dataset_dir must be an existing folder", str(root), "Check the path")
+        raise UserError(f"{option} must be an existing folder", str(root), "Check the path")
     if not root.is_dir():
-        raise UserError("dataset_dir must be a folder", f"the file {root}", "Pass the folder that holds the volumes")
+        raise UserError(f"{option} must be a folder", f"the file {root}", "Pass the folder that holds the volumes")
     if not any(root.iterdir()):
-        raise UserError("dataset_dir must not be empty", str(root), f"Put volumes there: {supported()}")
+        raise UserError(f"{option} must not be empty", str(root), f"Put volumes there: {supported()}")
     return root
 
 
-def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list[VolumeFile], list[Fault]]:
+def _searched(root: Path, manifest: Manifest | None, planar: bool, option: str) -> tuple[list[VolumeFile], list[Fault]]:
     files = list(walk_files(root))
     kinds = {path: kind for path in files if (kind := kind_of(path, planar)) is not None}
     if not kinds:
@@ -102,15 +109,15 @@ def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list
             f"The first image of manifest {manifest.name} is {manifest.expected}. " if manifest is not None else ""
         )
         remedy = f"{expected}Supported: {supported(planar)}{hint}"
-        raise UserError("dataset_dir must hold readable images", f"{root} with {found}", remedy)
+        raise UserError(f"{option} must hold readable images", f"{root} with {found}", remedy)
     if manifest is None:
-        chosen = _without_labels(root, kinds)
+        chosen = _without_labels(root, kinds, option)
     else:
         chosen = [path for path in kinds if manifest.matches(path.relative_to(root).as_posix())]
         if not chosen:
             example = next(iter(kinds)).relative_to(root).as_posix()
             raise UserError(
-                f"dataset_dir must hold files of manifest {manifest.name}, the first {manifest.expected}",
+                f"{option} must hold files of manifest {manifest.name}, the first {manifest.expected}",
                 f"{root} with {len(kinds)} images, the first {example}; none matching {', '.join(manifest.images)}",
                 "Pass the folder above or below, or omit --manifest",
             )
@@ -135,7 +142,7 @@ def _searched(root: Path, manifest: Manifest | None, planar: bool) -> tuple[list
             faults.append(Fault.from_error(place, error))
     if not volumes and not faults:
         wanted = f" of modality {', '.join(modalities)}" if modalities else ""
-        raise UserError(f"dataset_dir must hold image series{wanted}", str(root), f"Supported: {supported(planar)}")
+        raise UserError(f"{option} must hold image series{wanted}", str(root), f"Supported: {supported(planar)}")
     return volumes, faults
 
 
@@ -222,7 +229,7 @@ def walk_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
+def _without_labels(root: Path, kinds: dict[Path, str], option: str) -> list[Path]:
     labels = [path for path in kinds if in_label_folder(root, path)]
     if not labels:
         return list(kinds)
@@ -231,9 +238,9 @@ def _without_labels(root: Path, kinds: dict[Path, str]) -> list[Path]:
     shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
     if not images:
         raise UserError(
-            "dataset_dir must hold images beside its labels",
+            f"{option} must hold images beside its labels",
             f"{root} with images in {shown} only",
-            "To train on label maps themselves pass that folder as dataset_dir",
+            f"For label maps themselves pass that folder as {option}",
         )
     logger.info("Taking %d images of %s; %d files in %s are labels and left out", len(images), root, len(labels), shown)
     return images

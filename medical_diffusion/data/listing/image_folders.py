@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.class_folders import label_by_folder
-from medical_diffusion.data.listing.discovery import in_label_folder, scan_volumes, walk_files
+from medical_diffusion.data.listing.discovery import DATASET_DIR, in_label_folder, scan_volumes, walk_files
 from medical_diffusion.data.listing.entries import locate
 from medical_diffusion.data.listing.tables import read_table
 from medical_diffusion.data.listing.volume_file import VolumeFile
@@ -49,13 +49,14 @@ class FoundImages(NamedTuple):
     ignored: list[LeftOut]
 
 
-def find_images(root: Path, labels: str | Path | None, planar: bool | None) -> FoundImages:
+def find_images(root: Path, labels: str | Path | None, planar: bool | None, option: str = DATASET_DIR) -> FoundImages:
     """The images below ``root``, what can not be one, and what does not count. A table of labels says what belongs.
 
     Args:
         root: folder.
         labels: "folders", "sidecars" or a table, see :class:`medical_diffusion.data.image_set.ImageSet`.
         planar: whether flat images are meant; found out where None.
+        option: what errors call the folder.
 
     Raises:
         UserError: the table of labels can not be read.
@@ -66,7 +67,7 @@ def find_images(root: Path, labels: str | Path | None, planar: bool | None) -> F
         table = root / table if not table.exists() and (root / table).is_file() else table
         volumes, faults = locate(read_table(table), table, root, planar)
         return FoundImages(sorted(volumes, key=lambda volume: volume.path.as_posix()), faults, [])
-    volumes, faults = scan_volumes(root, planar=planar)
+    volumes, faults = scan_volumes(root, planar=planar, option=option)
     generated = _sample_folders(volumes)
     ignored = _of_another_kind(root, planar, generated)
     ignored += [LeftOut(v.path, "it lies beside samples") for v in volumes if _is_beside(v.path, generated)]
