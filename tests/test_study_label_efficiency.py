@@ -103,6 +103,8 @@ def test_shards_are_the_whole_and_alike_at_every_fraction(parts: int) -> None:
     for fraction in plan.fractions:
         counts = [sum(cell.fraction == fraction for cell in shard) for shard in shards]
         assert max(counts) - min(counts) <= 1
+    if parts <= 4:
+        assert all({cell.arm for cell in shard} == {"none", "a", "b", "c"} for shard in shards), "no shard is one arm"
     assert all(shard == sorted(shard, key=plan.cells.index) for shard in shards)
     assert shards == [plan.shard(part, parts) for part in range(1, parts + 1)]
 
@@ -148,10 +150,11 @@ def test_every_run_gets_its_own_options_and_a_repeat_is_a_seed(
 def test_each_arm_is_checked_at_the_fewest_labels_before_the_first_run(
     finished: tuple[Path, FakeRunner], weights: list[str], tmp_path: Path
 ) -> None:
-    assert [(o["pretrained"], o["label_fraction"]) for o in finished[1].checked] == [
-        (None, 5.0),
-        *((w, 5.0) for w in weights),
-    ]
+    assert [(o["pretrained"], o["label_fraction"], o["subset_seed"]) for o in finished[1].checked] == [
+        (None, 5.0, 0),
+        *((w, 5.0, 0) for w in weights),
+        (None, 5.0, 1),
+    ], "and every repeat, whose subset may hold no foreground"
 
     class Refusing(FakeRunner):
         def check(self, options: Any) -> None:
@@ -162,6 +165,43 @@ def test_each_arm_is_checked_at_the_fewest_labels_before_the_first_run(
     with pytest.raises(UserError, match=r"weights must fit.*run: synthetic, 5 %.*--feature_size 24. No run was begun"):
         study(tmp_path / "out", runner, weights)
     assert runner.done == []
+    for part in (1, 2, 3):
+        with pytest.raises(UserError, match=r"run: synthetic, 5 %.*No run was begun"):
+            study(tmp_path / "out", runner, weights, fractions=(5,), repeats=1, shard=(part, 3))
+    assert runner.done == [], "a shard checks the arms of the others too"
+
+
+def test_weights_that_change_under_a_running_study_stop_it(tmp_path: Path) -> None:
+    (path,) = weights_files(tmp_path, ["synthetic"])
+
+    class Changing(FakeRunner):
+        def run(self, options: Any) -> dict[str, Any]:
+            torch.save({"model": {"weight": torch.ones(5)}}, path)
+            return super().run(options)
+
+    runner = Changing()
+    with pytest.raises(UserError, match=r"must stay as they are.*model.pt has changed.*Finished runs are kept"):
+        study(tmp_path / "out", runner, [path], fractions=(50,), repeats=1)
+    assert [options["pretrained"] for options in runner.done] == [None]
+
+
+def test_tables_and_the_bar_follow_every_run_of_all_shards(
+    weights: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Looking(FakeRunner):
+        def run(self, options: Any) -> dict[str, Any]:
+            content = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+            seen.append((content.get("finished", 0), len(content.get("test_subjects", []))))
+            return super().run(options)
+
+    study(tmp_path, Looking(), weights, fractions=(50,), repeats=2, shard=(1, 2))
+    assert seen == [(0, 0), (1, len(SUBJECTS)), (2, len(SUBJECTS))]
+    capsys.readouterr()
+    study(tmp_path, Looking(), weights, fractions=(50,), repeats=2, shard=(2, 2))
+    bar = capsys.readouterr().err
+    assert "3/6" in bar and "6/6" in bar
 
 
 def test_arms_are_compared_at_one_learning_rate_and_on_new_subjects(
@@ -274,8 +314,19 @@ def test_all_arms_get_the_network_of_the_pretrained_ones(weights: list[str], tmp
     with pytest.raises(UserError, match=r"must fine-tune the same network.*of large is 24, of others 12.*same --feat"):
         study(tmp_path / "new", runner, [small, large])
     study(tmp_path / "plain", runner, [], fractions=(50,), repeats=1)
-    with pytest.raises(UserError, match=r"with other networks.*feature_size was not given, is 24"):
+    with pytest.raises(UserError, match=r"with other networks.*feature_size was 12, is 24"):
         study(tmp_path / "plain", runner, [large], fractions=(50,), repeats=1)
+    study(tmp_path / "plain", runner, [small], fractions=(50,), repeats=1)
+    given: dict[str, Any] = {"fractions": (50,), "repeats": 1, "options": {"feature_size": "24"}}
+    study(tmp_path / "given", runner, [], **given)
+    study(tmp_path / "given", runner, [large], **given)
+
+
+def test_options_that_shape_nothing_may_change(weights: list[str], tmp_path: Path) -> None:
+    for part, device in ((1, "cpu"), (2, "cuda:1")):
+        runner, options = FakeRunner(), {"steps": "5", "device": device, "num_workers": part, "cache_gb": part}
+        study(tmp_path, runner, weights, fractions=(50,), repeats=1, shard=(part, 2), options=options)
+        assert runner.done and all(o["device"] == device for o in runner.done)
 
 
 # tables and figures

@@ -7,6 +7,7 @@ of the fractions are nested and all arms use the same ones.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,15 +103,21 @@ class Plan:
         """The runs of one of ``parts`` shares, in the order of running.
 
         Dealt like cards, one fraction after the other: the numbers of runs of any two shards differ by at most one, in
-        all and at each fraction, because runs on more labels may take longer.
+        all and at each fraction, because runs on more labels may take longer. Each fraction and repeat begins with
+        another arm, so that no shard is one arm.
 
         Args:
             part: from 1 to ``parts``.
             parts: number of shards.
         """
-        # a stable sort: arms stay in their order
-        dealt = sorted(self.cells, key=lambda cell: cell.fraction)[part - 1 :: parts]
-        return sorted(dealt, key=self.cells.index)
+        names = [arm.name for arm in self.arms]
+        groups = [(fraction, repeat) for fraction in self.fractions for repeat in range(self.repeats)]
+        cards = [
+            Cell(repeat, fraction, names[(place + number) % len(names)])
+            for number, (fraction, repeat) in enumerate(groups)
+            for place in range(len(names))
+        ]
+        return sorted(cards[part - 1 :: parts], key=self.cells.index)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -178,6 +185,15 @@ def network_of(arms: Sequence[Arm]) -> dict[str, Any]:
                     f"Pre-train them with the same --{option}",
                 )
     return network
+
+
+def default_network(bundle: str | Path, phantoms: bool) -> dict[str, Any]:
+    """Defaults of a bundle for the options of its network, on phantoms or on real data."""
+    path = Path(bundle) / "configs" / "options.json"
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    profile = "phantom" if phantoms else "paper"
+    options = {name: table[name] for name in NETWORK_OPTIONS if name in table}
+    return {name: option[profile] if profile in option else option.get("default") for name, option in options.items()}
 
 
 def _split(text: str) -> tuple[str, Path]:

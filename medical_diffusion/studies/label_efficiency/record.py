@@ -21,7 +21,7 @@ from medical_diffusion import __version__
 from medical_diffusion.data.listing.discovery import check_dataset_dir
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, file_hash, write_json
-from medical_diffusion.studies.label_efficiency.plan import Arm, Cell, Plan, network_of
+from medical_diffusion.studies.label_efficiency.plan import Arm, Cell, Plan, default_network, network_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ RESERVED = {
     "run_dir": "--output",
 }
 """Options that the study sets for every run, with what sets them."""
+NOT_SHAPING = ("device", "num_workers", "num_threads", "cache_gb", "checkpoint_interval")
+"""Options of the bundle that change no result: shards and a command that continues may have their own."""
 
 
 class StudyRecord:
@@ -47,7 +49,7 @@ class StudyRecord:
     Args:
         folder: of the study.
         plan: what this command asks for.
-        bundle: name of the fine-tuning bundle.
+        bundle: folder of the fine-tuning bundle.
         options: of the bundle, for all runs.
         dataset_dir: labelled data, None for phantoms.
 
@@ -56,7 +58,12 @@ class StudyRecord:
     """
 
     def __init__(
-        self, folder: Path, plan: Plan, bundle: str, options: Mapping[str, Any], dataset_dir: str | Path | None
+        self,
+        folder: Path,
+        plan: Plan,
+        bundle: str | Path,
+        options: Mapping[str, Any],
+        dataset_dir: str | Path | None,
     ) -> None:
         for name in options:
             if name in RESERVED:
@@ -64,11 +71,12 @@ class StudyRecord:
         self.folder, self.plan, self.options = folder, plan, dict(options)
         self.network = network_of(plan.arms)
         self.dataset_dir = None if dataset_dir is None else str(check_dataset_dir(dataset_dir).resolve())
+        self._default_network = default_network(bundle, phantoms=dataset_dir is None)
         self._content: dict[str, Any] = {
-            "bundle": bundle,
+            "bundle": Path(bundle).name,
             "dataset_dir": self.dataset_dir,
             "data": _data_hash(self.dataset_dir, options, folder),
-            "options": {name: str(value) for name, value in sorted({**DEFAULTS, **options}.items())},
+            "options": _shaping({**DEFAULTS, **options}),
             "network": self.network,
             "versions": {"medical_diffusion": __version__, "torch": torch.__version__, "monai": monai.__version__},
             "arms": [asdict(arm) for arm in plan.arms],
@@ -83,7 +91,7 @@ class StudyRecord:
 
     @property
     def stated_options(self) -> dict[str, str]:
-        """Options of the bundle for all runs, with the study's own defaults."""
+        """Options of the bundle that shape all runs, with the study's own defaults."""
         return dict(self._content["options"])
 
     def begin(self) -> None:
@@ -99,7 +107,7 @@ class StudyRecord:
             if earlier["versions"] != self._content["versions"]:
                 logger.warning("The study was begun with other versions: %s", earlier["versions"])
             self.plan = self._united(earlier)
-            self.network = earlier["network"]
+            self.network = {**earlier["network"], **self.network}
             self._content |= {
                 "versions": earlier["versions"],
                 "network": self.network,
@@ -128,6 +136,23 @@ class StudyRecord:
             "run_dir": str((self.folder / cell.folder).resolve()),
         }
 
+    def check_weights(self, cell: Cell) -> None:
+        """Whether the file of the run's arm is what it was when the command began.
+
+        Raises:
+            UserError: it has changed or is gone.
+        """
+        arm = self.plan.arm(cell.arm)
+        if arm.weights is None:
+            return
+        path = Path(arm.weights)
+        if not path.is_file() or file_hash(path) != arm.sha256:
+            raise UserError(
+                "weights of an arm must stay as they are while a study runs",
+                f"{path} {'has changed' if path.is_file() else 'is gone'}",
+                "Bring back the file that the study began with, or begin a new study in another folder",
+            )
+
     def is_finished(self, cell: Cell) -> bool:
         """Whether the run has left its report."""
         return (self.folder / cell.folder / CELL).is_file()
@@ -148,14 +173,15 @@ class StudyRecord:
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
         meanings = {"bundle": "bundles", "data": "labelled data", "options": "options of the bundle"}
+        before = {**earlier, "options": _shaping(earlier.get("options", {}))}
         for name, meaning in meanings.items():
-            if earlier.get(name) != self._content[name]:
-                raise _other_study(self.folder, meaning, _difference(earlier.get(name), self._content[name]))
-        others = {option: value for option, value in self.network.items() if earlier["network"].get(option) != value}
-        if others:
-            raise _other_study(
-                self.folder, "networks", _difference({k: earlier["network"].get(k) for k in others}, others)
-            )
+            if before.get(name) != self._content[name]:
+                raise _other_study(self.folder, meaning, _difference(before.get(name), self._content[name]))
+        # in the order of a run: options come last
+        used = _texts({**self._default_network, **earlier["network"], **self.options})
+        asked = {option: value for option, value in _texts(self.network).items() if option not in self.options}
+        if any(used.get(option) != value for option, value in asked.items()):
+            raise _other_study(self.folder, "networks", _difference({k: used.get(k) for k in asked}, asked))
         hashes = {arm["name"]: arm["sha256"] for arm in earlier["arms"]}
         for arm in self.plan.arms:
             if hashes.get(arm.name, arm.sha256) != arm.sha256:
@@ -166,6 +192,15 @@ class StudyRecord:
         arms = {entry["name"]: Arm(**entry) for entry in earlier["arms"]} | {arm.name: arm for arm in self.plan.arms}
         fractions = {*earlier["fractions"], *self.plan.fractions}
         return Plan.of(list(arms.values()), sorted(fractions), max(earlier["repeats"], self.plan.repeats))
+
+
+def _shaping(options: Mapping[str, Any]) -> dict[str, str]:
+    return _texts({name: value for name, value in sorted(options.items()) if name not in NOT_SHAPING})
+
+
+def _texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """Values as the command line gives them."""
+    return {name: str(value) for name, value in options.items()}
 
 
 def _other_study(folder: Path, what: str, received: str) -> UserError:

@@ -27,6 +27,8 @@ from medical_diffusion.studies.label_efficiency.overlay import draw_overlays
 from medical_diffusion.studies.label_efficiency.plan import Cell, Plan, parse_arms
 from medical_diffusion.studies.label_efficiency.record import StudyRecord
 from medical_diffusion.studies.label_efficiency.results import (
+    Reports,
+    Summary,
     check_comparable,
     check_test_part,
     compare_pretrained,
@@ -82,7 +84,7 @@ def run_label_efficiency_study(
     plan = Plan.of(parse_arms(pretrained), fractions, repeats)
     runner = runner or BundleRunner(bundle)
     output = Path(output_dir).expanduser()
-    record = StudyRecord(output, plan, Path(bundle).name, options or {}, dataset_dir)
+    record = StudyRecord(output, plan, bundle, options or {}, dataset_dir)
     check_writable(output)
     record.begin()
     mine = plan.shard(*shard)
@@ -93,9 +95,10 @@ def run_label_efficiency_study(
         "" if shard == (1, 1) else f", {len(mine)} of them in shard {shard[0]}/{shard[1]}",
         len(mine) - len(missing),
     )
-    _check_arms(runner, record, missing)
+    if missing:
+        _check(runner, record, plan)
     try:
-        _run(runner, record, missing, len(mine), keep_weights)
+        _run(runner, record, missing, keep_weights)
     except BaseException:
         with suppress(UserError):  # what stopped the study is what is told
             write_results(record)
@@ -110,19 +113,7 @@ def write_results(record: StudyRecord) -> Path:
         UserError: runs that can not be compared.
     """
     output, plan, reports = record.folder, record.plan, record.reports()
-    check_comparable(reports)
-    summaries = summarise(plan, reports)
-    first = next(iter(reports.values()), None)
-    record.add(
-        finished=len(reports),
-        runs=len(plan.cells),
-        test_subjects=list(subject_dice(first["report"])) if first else [],
-        training_subjects=training_subjects(reports),
-    )
-    write_run_table(output / "table.csv", plan, reports)
-    write_summary(output / "summary.csv", summaries)
-    comparisons = compare_pretrained(plan, reports)
-    table = write_markdown(output / "table.md", plan, summaries, comparisons, len(reports), record.stated_options)
+    table, summaries = _write_tables(record, reports)
     if summaries:
         missing = len(plan.cells) - len(reports)
         note = f"{missing} of {len(plan.cells)} runs are missing" if missing else ""
@@ -136,27 +127,56 @@ def write_results(record: StudyRecord) -> Path:
     return table
 
 
-def _check_arms(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell]) -> None:
-    """Each arm at its fewest labels, before hours of training: weights that do not fit, a share without a subject."""
-    for name in dict.fromkeys(cell.arm for cell in missing):
-        first = min(cell for cell in missing if cell.arm == name)
-        with _naming(first, "No run was begun"):
-            runner.check(record.options_of(first))
+def _write_tables(record: StudyRecord, reports: Reports) -> tuple[Path, list[Summary]]:
+    """All but the figures; returns the path of ``table.md`` and its rows."""
+    output, plan = record.folder, record.plan
+    check_comparable(reports)
+    summaries = summarise(plan, reports)
+    first = next(iter(reports.values()), None)
+    record.add(
+        finished=len(reports),
+        runs=len(plan.cells),
+        test_subjects=list(subject_dice(first["report"])) if first else [],
+        training_subjects=training_subjects(reports),
+    )
+    write_run_table(output / "table.csv", plan, reports)
+    write_summary(output / "summary.csv", summaries)
+    comparisons = compare_pretrained(plan, reports)
+    table = write_markdown(output / "table.md", plan, summaries, comparisons, len(reports), record.stated_options)
+    return table, summaries
 
 
-def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], total: int, keep_weights: bool) -> None:
-    bar = tqdm(total=total, initial=total - len(missing), desc="study", unit="run", dynamic_ncols=True)
+def _check(runner: CellRunner, record: StudyRecord, plan: Plan) -> None:
+    """Each arm and each repeat at the fewest labels, before hours of training, whichever shard runs them: weights that
+    do not fit, a share without a subject."""
+    unfinished = [cell for cell in plan.cells if not record.is_finished(cell)]
+    firsts = {cell.arm: cell for cell in reversed(unfinished)}
+    seeds = {cell.repeat: cell for cell in reversed(unfinished)}
+    arms = [firsts[arm.name] for arm in plan.arms if arm.name in firsts]
+    for cell in dict.fromkeys([*arms, *(seeds[repeat] for repeat in sorted(seeds))]):
+        with _naming(cell, "No run was begun"):
+            record.check_weights(cell)
+            runner.check(record.options_of(cell))
+
+
+def _run(runner: CellRunner, record: StudyRecord, missing: Sequence[Cell], keep_weights: bool) -> None:
+    """The bar counts the runs of all shards."""
+    total = len(record.plan.cells)
+    bar = tqdm(total=total, initial=len(record.reports()), desc="study", unit="run", dynamic_ncols=True)
     with bar, logging_redirect_tqdm():
         for cell in missing:
             started = time.monotonic()
             with _naming(cell, "Finished runs are kept; the same command goes on with this one"):
+                record.check_weights(cell)
                 report = runner.run(record.options_of(cell))
                 check_test_part(report)
                 check_comparable({**record.reports(), cell: {"report": report}})
             seconds = time.monotonic() - started
             record.finish(cell, report, seconds)
             _tidy(record.folder / cell.folder, keep_weights)
-            bar.update()
+            reports = record.reports()
+            _write_tables(record, reports)
+            bar.update(len(reports) - bar.n)
             logger.info(
                 "%s (%s training subjects): Dice %s on %s test subjects, %.0f s",
                 *(cell, report["training_subjects"], _three(report["mean_dice"]["value"]), report["subjects"], seconds),
