@@ -63,7 +63,7 @@ def test_one_pass_gives_what_four_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "precision_recall_density_coverage", counted)
     real, synthetic = normal(40, 0), normal(30, 1)
     entries = distance_figures(real, synthetic, seed=0)
-    assert len(calls) == 2 + figures.INTERVAL_REPEATS
+    assert len(calls) == 1 + figures.INTERVAL_REPEATS
     for name in figures.MANIFOLD:
         assert entries[name]["value"] == precision_recall_density_coverage(real, synthetic)[name]
 
@@ -126,6 +126,25 @@ def test_a_table_keeps_the_row_of_a_figure_that_one_generator_lacks_and_says_wha
         assert rows[f"{kind}_real"] == ["", "", "0.5 (not of halves)"]
 
 
+def test_intervals_of_large_sets_come_from_smaller_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synthetic = normal(600, 0), normal(500, 1, 0.5)
+    halves = distance_figures(real, synthetic, seed=0)
+    sizes = []
+
+    def counted(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        sizes.append((len(a), len(b)))
+        return precision_recall_density_coverage(a, b)
+
+    monkeypatch.setattr(figures, "precision_recall_density_coverage", counted)
+    monkeypatch.setattr(figures, "MOST_IN_SUBSET", 120)
+    fifths = distance_figures(real, synthetic, seed=0)
+    assert set(sizes) == {(600, 500), (120, 100)}
+    for name in ("fid", "kid", "precision", "coverage"):
+        widths = [entries[name]["high"] - entries[name]["low"] for entries in (halves, fifths)]
+        assert 0.5 < widths[1] / widths[0] < 2
+        assert fifths[name]["value"] == halves[name]["value"]
+
+
 def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = distance_figures(normal(40, 0), normal(30, 1), seed=0)
     for name in WITH_INTERVAL:
@@ -137,11 +156,11 @@ def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     alike = distance_figures(normal(40, 0), normal(40, 0), seed=0)
     assert alike["fid"]["low"] >= 0
     assert alike["kid"]["low"] < 0
-    monkeypatch.setattr(figures, "MOST_IMAGES_WITH_INTERVAL", 35)
-    entries = distance_figures(normal(40, 0), normal(30, 1), seed=0)
-    for name in WITH_INTERVAL:
-        assert entries[name]["low"] is None
-        assert entries[name]["note"] == "no interval: its subsets are drawn up to 35 images, not 40"
     few = distance_figures(normal(30, 0), normal(2, 1), seed=0)["fid"]
     assert few["value"] is not None
     assert "no interval: subsets must hold at least 2 images" in few["note"]
+    monkeypatch.setattr(figures, "MOST_IN_SUBSET", 10)
+    entries = distance_figures(normal(40, 0), normal(32, 1), seed=0)
+    for name in WITH_INTERVAL:
+        assert entries[name]["low"] is None
+        assert entries[name]["note"] == "no interval: a subset of 10 images would hold 8 of the smaller set, too few"

@@ -198,12 +198,14 @@ def subsample_intervals(
     repeats: int = REPEATS,
     level: float = LEVEL,
     seed: int = 0,
+    values: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
     """:func:`subsample_interval` of several figures from the same subsets.
 
     Args:
         statistics: of (real, synthetic), by name.
         real, synthetic, share, repeats, level, seed: as for :func:`subsample_interval`.
+        values: figures of the full sets to lay the intervals around; by default the statistics of these.
 
     Raises:
         UserError: as for :func:`subsample_interval`.
@@ -222,7 +224,7 @@ def subsample_intervals(
             f"{sizes[0]} of {len(real)} real and {sizes[1]} of {len(synthetic)} synthetic",
             "Give more images, or a larger share",
         )
-    found = statistics(real, synthetic)
+    found = statistics(real, synthetic) if values is None else values
     generator = np.random.default_rng(seed)
     drawn = []
     for _ in _progress(range(repeats), repeats, "Subsets"):
@@ -231,7 +233,7 @@ def subsample_intervals(
         ]
         drawn.append(statistics(*parts))
     factor = float(t.ppf((1 + level) / 2, repeats - 1)) * np.sqrt(share / (1 - share))
-    half = {name: factor * float(np.std([values[name] for values in drawn], ddof=1)) for name in found}
+    half = {name: factor * float(np.std([figures[name] for figures in drawn], ddof=1)) for name in found}
     return {
         name: Interval(float(value), float(value) - half[name], float(value) + half[name], len(synthetic))
         for name, value in found.items()

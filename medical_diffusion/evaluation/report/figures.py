@@ -22,8 +22,12 @@ MANIFOLD = ("precision", "recall", "density", "coverage")
 MOST = {"fid": math.inf, "precision": 1.0, "recall": 1.0, "density": math.inf, "coverage": 1.0}
 """The largest value that a figure can take; the least is 0. Others have no bounds."""
 INTERVAL_REPEATS = 30
-MOST_IMAGES_WITH_INTERVAL = 2000
-"""Above it thirty subsets take longer than the figure is worth."""
+INTERVAL_SHARE = 0.5
+"""Of the images in one subset."""
+MOST_IN_SUBSET = 1000
+"""Of large sets less than that share is drawn: thirty subsets of more take longer than the interval is worth."""
+FEWEST_IN_SMALL_SHARE = 100
+"""Where less than half is drawn, the spread is carried over to larger sets, and must be that of images enough."""
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None, **more: Any) -> Figure:
@@ -126,7 +130,7 @@ def _with_intervals(
     synthetic: np.ndarray,
     seed: int,
 ) -> dict[str, Figure]:
-    """Figures with the intervals that subsets of ``spread``, or of themselves, tell, moved to their values.
+    """Figures with the intervals that subsets of ``spread``, or of themselves, tell, around their values.
 
     A note says why there are none.
     """
@@ -138,18 +142,21 @@ def _with_intervals(
         return {name: absent(error) for name in names}
     note = "; ".join(sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}))
     entries = {name: _noted(figure(values[name]), note) for name in names}
-    if (most := max(len(real), len(synthetic))) > MOST_IMAGES_WITH_INTERVAL:
-        why = f"no interval: its subsets are drawn up to {MOST_IMAGES_WITH_INTERVAL} images, not {most}"
+    share = min(INTERVAL_SHARE, MOST_IN_SUBSET / max(len(real), len(synthetic)))
+    fewest = round(share * min(len(real), len(synthetic)))
+    if share < INTERVAL_SHARE and fewest < FEWEST_IN_SMALL_SHARE:
+        why = f"no interval: a subset of {MOST_IN_SUBSET} images would hold {fewest} of the smaller set, too few"
         return {name: _noted(entry, why) for name, entry in entries.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = subsample_intervals(spread or statistics, real, synthetic, repeats=INTERVAL_REPEATS, seed=seed)
+            found = subsample_intervals(
+                spread or statistics, real, synthetic, share, INTERVAL_REPEATS, seed=seed, values=values
+            )
     except UserError as error:
         return {name: _noted(entry, f"no interval: {error}") for name, entry in entries.items()}
     for name, entry in entries.items():
-        ends = (values[name] + end - found[name].value for end in (found[name].low, found[name].high))
-        low, high = _within(name, *ends)
+        low, high = _within(name, found[name].low, found[name].high)
         entries[name] = {**entry, "low": low, "high": high}
     return entries
 
