@@ -146,6 +146,23 @@ def test_files_of_an_earlier_report_are_removed_and_no_others(folders: Path, tmp
     assert (tmp_path / "beside.csv").is_file()
 
 
+def test_the_hash_covers_what_changes_a_figure(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--real", folders / "real", "--synthetic", folders / "honest", "--max_images", 8]
+
+    def found(*more: object) -> str:
+        assert evaluate(*words, "--output", tmp_path, *more) == 0
+        return json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["protocol_hash"]
+
+    first = found()
+    assert found("--synthetic", f"other={folders / 'copying'}") == first
+    hashes = {first, found("--max_images", 9), found("--seed", 1)}
+    for place, value in (("report.settings.PAIRS", 7), ("copies.NOISE_LEVELS", (0.1, 0.2))):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"medical_diffusion.evaluation.{place}", value)
+            hashes.add(found())
+    assert len(hashes) == 5
+
+
 def test_few_images_leave_figures_out_and_overlaps_are_told(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

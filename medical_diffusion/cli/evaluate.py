@@ -130,7 +130,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         generators,
         extractor,
         train,
-        real.protocol,
+        {**real.protocol, "max_images": arguments.max_images, "labels": sorted(set(labels.values()))},
         cache / "features",
         arguments.seed,
         device,

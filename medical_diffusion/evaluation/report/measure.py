@@ -30,6 +30,7 @@ from medical_diffusion.evaluation.report.figures import (
     sharpness_figure,
 )
 from medical_diffusion.evaluation.report.nearness import feature_copy_figure
+from medical_diffusion.evaluation.report.settings import settings
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
 from medical_diffusion.files import content_hash
 
@@ -131,6 +132,7 @@ def measure(
     full_protocol = {
         "images": dict(protocol or {}),
         "extractor": extractor.protocol,
+        "settings": settings(labels.steps if labels is not None else None),
         "seed": seed,
         "medical_diffusion": version("medical_diffusion"),
     }
