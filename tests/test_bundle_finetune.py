@@ -295,13 +295,14 @@ def test_another_voxel_size_of_pretraining_is_told(tmp_path: Path, said: pytest.
     assert said.text == ""
 
 
-def test_a_constant_volume_is_told_before_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("intensity", ["percentile", "window"])
+def test_a_constant_volume_is_told_before_training(intensity: str, tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     for n in (4, 7):
         write_nifti(folder / "images" / f"case_{n}.nii.gz", np.ones(SHAPE, dtype=np.float32))
     options = {**TINY, "dataset_dir": str(folder), "run_dir": str(tmp_path / "run"), "num_workers": 2}
-    message = failure_of("train", **options, test_fraction=0)
-    assert "case_4" in message and "case_7" in message and "needs a volume that varies" in message
+    message = failure_of("train", **{**options, "intensity": intensity}, test_fraction=0)
+    assert "case_4" in message and "case_7" in message and re.search("must vary|volume that varies", message)
 
 
 def test_metadata_and_properties_and_packing(trained: Path, labelled: Path, tmp_path: Path, repository: Path) -> None:

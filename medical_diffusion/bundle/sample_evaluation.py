@@ -16,7 +16,6 @@ from typing import Any
 
 import nibabel
 import torch
-from monai.data import PersistentDataset
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
 from medical_diffusion.data.image_set import ImageSet, values_hash
 from medical_diffusion.data.listing.image_folders import SIDECARS
+from medical_diffusion.data.volume_cache import SafePersistentDataset
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.features import create_extractor
 from medical_diffusion.evaluation.report import Labels, measure, write_report
@@ -47,7 +47,7 @@ class RunImages(Sequence[Tensor]):
     """
 
     def __init__(self, data: TrainingData, items: Sequence[dict[str, Any]], name: str) -> None:
-        self.dataset = PersistentDataset(list(items), data.transform, cache_dir=data.cache_dir)
+        self.dataset = SafePersistentDataset(list(items), data.transform, cache_dir=data.cache_dir)
         self.name = name
         self.names = [str(item["image"]) for item in items]
 

@@ -35,6 +35,7 @@ from medical_diffusion.data.reading.itk import SimpleITKReader
 from medical_diffusion.data.reading.reader import LoadVolumed, load_volume
 from medical_diffusion.data.torchio_augmentation import SegmentationAugmentation, flip_axes
 from medical_diffusion.data.verify import VerificationReport, verify_dataset
+from medical_diffusion.data.volume_cache import SafePersistentDataset
 
 __all__ = [
     "CenterCropOrPadd",
@@ -55,6 +56,7 @@ __all__ = [
     "RandomFlips",
     "RequireVariationd",
     "ResizeVolumed",
+    "SafePersistentDataset",
     "SampleForegroundd",
     "ScaleToModelRanged",
     "SegmentationAugmentation",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import PersistentDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from medical_diffusion.bundle.pretraining.held_out import leave_out
 from medical_diffusion.bundle.pretraining.source import DiffusionSource, FreshVolumes, HeldOutVolumes, source_settings
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
-from medical_diffusion.data import DataList, build_datalist, read_header
+from medical_diffusion.data import DataList, SafePersistentDataset, build_datalist, read_header
 from medical_diffusion.data.listing.exposure import training_marks
 from medical_diffusion.data.unlabelled_crops import UnlabelledCrops
 from medical_diffusion.errors import UserError, find_user_error
@@ -195,8 +194,8 @@ class PretrainingData(TrainingData):
         shaping = [{k: v for k, v in c.items() if k not in NOT_SHAPING} for c in configs if isinstance(c, dict)]
         return content_hash([self.key, self.settings.of_stage(*STAGES), self.settings.seed, shaping, list(extra)])
 
-    def _volumes(self, items: list[dict[str, Any]]) -> PersistentDataset:
-        return PersistentDataset(items, self.transform, cache_dir=self.cache_dir)
+    def _volumes(self, items: list[dict[str, Any]]) -> SafePersistentDataset:
+        return SafePersistentDataset(items, self.transform, cache_dir=self.cache_dir)
 
     def _check_volumes(self) -> None:
         items = [*self.train, *self.validation]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import PersistentDataset
 from monai.transforms import Compose, EnsureTyped, Transform
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from medical_diffusion.data import (
     EncodeLabelsd,
     Fault,
     LabelledList,
+    SafePersistentDataset,
     SampleForegroundd,
     build_labelled_list,
     flip_axes,
@@ -151,7 +151,7 @@ class SegmentationData:
 
     def _fill_cache(self) -> None:
         items = [*self.train, *self.validation]
-        filled = _Filled(PersistentDataset(items, self.transform, self.cache_dir), items)
+        filled = _Filled(SafePersistentDataset(items, self.transform, self.cache_dir), items)
         loader = DataLoader(filled, batch_size=None, num_workers=self.settings.num_workers)
         faults = [fault for fault in tqdm(loader, "Preprocessing", unit="volume") if fault is not None]
         raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out")
@@ -217,7 +217,7 @@ class _AddSpacing(Transform):
 class _Filled(Dataset):
     """Preprocesses by index; gives the fault where a volume can not be."""
 
-    def __init__(self, dataset: PersistentDataset, items: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, dataset: SafePersistentDataset, items: Sequence[dict[str, Any]]) -> None:
         self.dataset, self.items = dataset, items
 
     def __len__(self) -> int:
