@@ -13,6 +13,7 @@ from medical_diffusion.data.image_set import ImageSet, check_alike
 from medical_diffusion.data.preprocessing import IntensityScaling
 from medical_diffusion.data.reading.reader import load_volume
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.input_checks import spacing_warnings
 from medical_diffusion.synthesis import SampleWriter
 
 
@@ -229,6 +230,24 @@ def test_relative_samples_are_not_mapped_a_second_time(tmp_path: Path) -> None:
         assert not given.is_relative
         with pytest.raises(UserError, match="one intensity map"):
             check_alike([samples, others, given])
+
+
+def test_voxels_of_another_size_are_told_after_crop_and_resize(tmp_path: Path) -> None:
+    array = voxels((8, 10, 6))
+    write_nifti(tmp_path / "real" / "a.nii", array, np.diag([1.0, 2.0, 3.0, 1.0]))
+    turned = np.zeros((4, 4))
+    turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = -1, 2, 3, 1  # array axes run front, up, left
+    write_nifti(tmp_path / "turned" / "a.nii", np.moveaxis(array, 0, 2), turned)
+    write_nifti(tmp_path / "coarse" / "a.nii", array[:, ::2], np.diag([1.0, 4.0, 3.0, 1.0]))
+    write_nifti(tmp_path / "other" / "a.nii", array, np.diag([1.0, 2.0, 3.4, 1.0]))
+    real, *others = (ImageSet(tmp_path / name, image_size=8) for name in ("real", "turned", "coarse", "other"))
+    assert real.spacing == pytest.approx((1, 2.5, 2.25))
+    assert others[0].stored_spacing == pytest.approx((1, 2, 3))
+    (told,) = spacing_warnings(real, dict(zip(("turned", "coarse", "other"), others, strict=True)))
+    assert "Voxels of other are 1 x 2.5 x 2.55 mm, those of the real images 1 x 2.5 x 2.25 mm" in told
+    assert ImageSet(tmp_path / "real", crop_size=(0, 4, 12), image_size=8).spacing == pytest.approx((1, 1, 4.5))
+    flat = ImageSet(pictures(tmp_path / "flat"))
+    assert spacing_warnings(flat, {"flat": flat}) == []
 
 
 def test_mixed_channels_are_refused_or_converted(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from medical_diffusion.bundle.settings import select_device
     from medical_diffusion.data.image_set import check_alike
     from medical_diffusion.evaluation.features import create_extractor
+    from medical_diffusion.evaluation.input_checks import check_apart, spacing_warnings
     from medical_diffusion.evaluation.report import measure, write_report
     from medical_diffusion.evaluation.report.tables import table
     from medical_diffusion.files import check_writable
@@ -99,7 +100,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     folders = named_folders(arguments.synthetic)
     train_folder = {} if arguments.train is None else {"train": arguments.train}
     cache_dir = Path(arguments.cache_dir or Path(arguments.output) / "cache")
-    _check_apart(
+    check_apart(
         {"output": arguments.output, "cache_dir": cache_dir},
         [arguments.real, *folders.values(), *train_folder.values()],
     )
@@ -138,6 +139,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         _labels(sets, labels, arguments.utility_steps),
     )
     report = measurement.report
+    report["warnings"] += spacing_warnings(real, generators)
     report["folders"] = {name: str(images.folder) for name, images in sets.items()}
     report["intensity"] = {name: images.protocol["intensity"] for name, images in sets.items()}
     report["relative"] = [name for name, images in sets.items() if images.is_relative]
@@ -205,15 +207,6 @@ def _unproven(entry: Mapping[str, Any], limit: float) -> str:
         f"{entry['n']} samples can not prove a copy rate of at most {100 * limit:g} %: the interval of "
         f"{100 * entry['value']:.2f} % reaches {100 * entry['high']:.2f} %; {remedy}"
     )
-
-
-def _check_apart(written: Mapping[str, str | Path], read: Sequence[str]) -> None:
-    """Refuse to write where images are read: the report's pictures would be samples of the next run."""
-    for option, target in written.items():
-        for folder in read:
-            if Path(target).expanduser().resolve().is_relative_to(Path(folder).expanduser().resolve()):
-                rule = f"--{option} must not lie in a folder of images, whose next report would count its pictures"
-                raise UserError(rule, f"{target} in {folder}", "Pass a folder beside them")
 
 
 def named_folders(given: list[str]) -> dict[str, str]:

@@ -85,6 +85,8 @@ class ImageSet(Sequence[Tensor]):
         constant: names of images with one value everywhere; they stay in the set.
         is_relative: samples that are read with the window 0 to 1, see above.
         size: (H, W, D) of every image.
+        stored_spacing: of volumes, in millimetres along right, front and up: the median of each axis; None for images.
+        spacing: the same after crop and resize.
         channels: 1 or 3.
         class_names, labels: the classes, and the index of each image's; empty without labels.
         protocol: how files become tensors, for a report.
@@ -116,7 +118,7 @@ class ImageSet(Sequence[Tensor]):
         if limit is not None and limit < len(files):
             chosen = np.random.default_rng(seed).choice(len(files), limit, replace=False)
             files = [files[n] for n in sorted(chosen)]
-        files, shapes, colours = self._headers(files)
+        files, shapes, colours, spacings = self._headers(files)
         depths = Counter("2D" if shape[2] == 1 else "3D" for shape in shapes)
         if len(depths) > 1:
             listed = ", ".join(f"{count} are {kind}" for kind, count in depths.items())
@@ -134,6 +136,8 @@ class ImageSet(Sequence[Tensor]):
             self.folder, colours, "number of channels", "Pass --channels 1 or 3 to convert them"
         )
         self.size = self._common_size(shapes)
+        self.stored_spacing = None if self.is_planar else _medians(spacings)
+        self.spacing = None if self.is_planar else self._final_spacing(shapes, spacings)
         self.protocol: dict[str, Any] = {
             "reader": READER,
             "intensity": asdict(self._scaling),
@@ -188,22 +192,25 @@ class ImageSet(Sequence[Tensor]):
             stored = file_hash(file.path)
         return content_hash({"file": stored, "protocol": self.protocol})
 
-    def _headers(self, files: Sequence[VolumeFile]) -> tuple[list[VolumeFile], list[tuple[int, int, int]], list[int]]:
-        """Files with a sound header, their shapes and channels."""
-        sound, shapes, colours = [], [], []
+    def _headers(
+        self, files: Sequence[VolumeFile]
+    ) -> tuple[list[VolumeFile], list[tuple[int, int, int]], list[int], list[tuple[float, ...]]]:
+        """Files with a sound header, their shapes, channels and voxel sizes."""
+        sound, shapes, colours, spacings = [], [], [], []
         for file in files:
             try:
                 header = read_header(file.path, file.series_uid)
-                shape = _shape_as_read(file, header)
+                shape, spacing = _grid_as_read(file, header)
             except UserError as error:
                 self.unreadable.append(Fault.from_error(file.path, error))
                 continue
             sound.append(file)
             shapes.append(shape)
             colours.append(header.channels)
+            spacings.append(spacing)
         if not sound:
             raise self._nothing()
-        return sound, shapes, colours
+        return sound, shapes, colours, spacings
 
     def _nothing(self) -> UserError:
         first = f", the first {self.unreadable[0]}" if self.unreadable else ""
@@ -216,6 +223,13 @@ class ImageSet(Sequence[Tensor]):
         sizes = [tuple(c or n for c, n in zip(crop, shape, strict=True)) for shape in shapes]
         remedy = "Pass --image_size to resize them, or --crop_size to crop and pad them"
         return per_axis(_agreed(self.folder, sizes, "size", remedy), "image_size")
+
+    def _final_spacing(
+        self, shapes: Sequence[tuple[int, int, int]], spacings: Sequence[tuple[float, ...]]
+    ) -> tuple[float, ...]:
+        crop = np.array(self._crop or (0, 0, 0))
+        extents = np.where(crop > 0, crop, np.array(shapes)) * np.array(spacings)
+        return _medians(extents / np.array(self.size))
 
     def check_voxels(self) -> None:
         """Read every file once; keep those that can be read, note the constant ones and the range of stored values.
@@ -333,16 +347,23 @@ def _one_map(first: ImageSet, other: ImageSet) -> bool:
     return bool(first.protocol["intensity"] == other.protocol["intensity"])
 
 
-def _shape_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[int, int, int]:
-    """Shape of a volume once its axes run right, front and up; rows and columns of a flat image as looked at."""
+def _medians(spacings: Any) -> tuple[float, ...]:
+    return tuple(float(length) for length in np.median(spacings, axis=0))
+
+
+def _grid_as_read(file: VolumeFile, header: VolumeHeader) -> tuple[tuple[int, int, int], tuple[float, ...]]:
+    """Shape and voxel size once axes run right, front and up; rows and columns of a flat image as looked at."""
     shape = header.spatial_shape
     if shape[2] == 1 and file.path.suffix.lower() not in PILLOW_SUFFIXES + ARRAY_SUFFIXES:
         rows, columns = read_image(file.path, file.series_uid).pixels.shape[:2]  # volume formats store columns first
-        return (rows, columns, 1)
+        return (rows, columns, 1), header.spacing
     if shape[2] == 1 or not np.isfinite(header.affine).all():
-        return shape
+        return shape, header.spacing
     axes = nibabel.io_orientation(header.affine)[:, 0]
-    return shape if np.isnan(axes).any() else per_axis([shape[n] for n in np.argsort(axes)], "shape")
+    if np.isnan(axes).any():
+        return shape, header.spacing
+    order = np.argsort(axes)
+    return per_axis([shape[n] for n in order], "shape"), tuple(header.spacing[n] for n in order)
 
 
 def _size(value: Any, is_planar: bool, name: str, least: int = 1) -> tuple[int, int, int] | None:
