@@ -254,6 +254,21 @@ def test_test_subjects_that_pretraining_saw_are_told_or_refused(
     assert "new to the" not in initialised(said, **options, pretrained=new, test_check="refuse")
 
 
+def test_exposure_goes_through_a_chain_of_trainings_into_the_report(
+    trained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    lists = build_labelled_list(labelled, planar=True)
+    marks = training_marks(lists.test[:1])
+    seen = pretrained(tmp_path / "seen.pt", trained, trained_on=marks)
+    options = {**TINY, "dataset_dir": str(labelled), "run_dir": str(tmp_path / "run"), "device": "cpu"}
+    run("train", BUNDLE, **{**options, "steps": 1, "validation_interval": 1}, pretrained=seen)
+    stored = load_tensors(tmp_path / "run" / "models" / "model.pt")["settings"]["trained_on"]
+    assert set(stored) == {*marks, *training_marks(lists.train)}
+    run("evaluate", BUNDLE, dataset_dir=str(labelled), run_dir=str(tmp_path / "run"), device="cpu")
+    report = json.loads((tmp_path / "run" / "reports" / "segmentation.json").read_text(encoding="utf-8"))
+    assert report["seen_subjects"] == [lists.test[0]["subject"]]
+
+
 def test_a_misspelt_kind_of_phantoms_is_told(tmp_path: Path) -> None:
     message = failure_of("train", **TINY, phantom_kind="chestct", run_dir=str(tmp_path))
     assert "phantom kind must be a known one" in message

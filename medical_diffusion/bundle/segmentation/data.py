@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from medical_diffusion.data import (
     flip_axes,
 )
 from medical_diffusion.data.checks import raise_faults
+from medical_diffusion.data.listing.exposure import subject_mark, training_marks
 from medical_diffusion.data.phantoms import write_phantoms
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.files import content_hash, file_hash, load_tensors
@@ -157,12 +158,14 @@ class SegmentationData:
         raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out")
 
     def stored_settings(self) -> dict[str, Any]:
-        """What goes into the checkpoints."""
+        """What goes into the checkpoints; ``trained_on`` are hashes of all that these weights and those before saw."""
+        own = training_marks(self.lists.train) if self.settings.dataset_dir is not None else []  # phantoms are nobody
         return {
             **self.settings.stored(),
             "class_values": dict(self.class_values),
             "data": self.lists.data,
             "training_ids": self.lists.subjects("train"),
+            "trained_on": sorted({*own, *exposure(settings_of(self.settings.pretrained))}),
         }
 
     def fingerprint(self, pretrained: str | None) -> str:
@@ -177,9 +180,19 @@ def inherited(pretrained: Any) -> dict[str, Any]:
     """Options that must be those of a pre-trained network, from the settings beside its weights where there are any."""
     if pretrained is None or str(pretrained).strip().lower() in NONE_WORDS:
         return {}
-    settings = load_tensors(Path(str(pretrained)).expanduser()).get("settings")
-    found = settings if isinstance(settings, dict) else {}
+    found = settings_of(str(pretrained))
     return {name: found[name] for name in INHERITED if name in found}
+
+
+def settings_of(pretrained: str | None) -> Mapping[str, Any]:
+    """What pre-trained weights say of their training; nothing where there are none, or they are of others."""
+    settings = load_tensors(Path(pretrained).expanduser()).get("settings") if pretrained is not None else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def exposure(settings: Mapping[str, Any]) -> list[str]:
+    """Marks of the subjects and images that weights with these settings have seen, in all their trainings."""
+    return [*settings.get("trained_on", ()), *map(subject_mark, settings.get("training_ids", ()))]
 
 
 def trained_classes(weights: Weights) -> dict[str, int]:

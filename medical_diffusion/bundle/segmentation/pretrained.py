@@ -11,13 +11,13 @@ import nibabel
 import numpy as np
 
 from medical_diffusion.bundle.options import OPPOSITES
-from medical_diffusion.bundle.segmentation.data import SegmentationData
+from medical_diffusion.bundle.segmentation.data import SegmentationData, exposure, settings_of
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data import read_header
-from medical_diffusion.data.listing.exposure import seen_subjects, subject_mark
+from medical_diffusion.data.listing.exposure import seen_subjects
 from medical_diffusion.data.listing.tables import shown
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import load_tensors, write_text
+from medical_diffusion.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def check_held_out(settings: Settings, data: SegmentationData, file: Path) -> No
             "Label ten subjects or more and leave --test_fraction above 0, or state a test part in a list",
         )
     write_text(file, "".join(f"{s}\n" for part in ("test", "validation") for s in data.lists.subjects(part)))
-    stored = _stored(settings.pretrained)
-    marks = [*stored.get("trained_on", ()), *map(subject_mark, stored.get("training_ids", ()))]
+    marks = exposure(settings_of(settings.pretrained))
     parts = {part: seen_subjects(getattr(data.lists, part), marks) for part in ("test", "validation")}
     if not any(parts.values()):
         return
@@ -66,7 +65,7 @@ def check_held_out(settings: Settings, data: SegmentationData, file: Path) -> No
 
 def warn_of_other_volumes(settings: Settings, data: SegmentationData) -> None:
     """Warn where pre-training mapped intensities otherwise or saw voxels of another size, with what to pass."""
-    stored = _stored(settings.pretrained)
+    stored = settings_of(settings.pretrained)
     if settings.dataset_dir is None or "intensity" not in stored:
         return
     before, now = _mapping(stored), _mapping(settings.values)
@@ -84,12 +83,6 @@ def warn_of_other_volumes(settings: Settings, data: SegmentationData) -> None:
             "WARNING: pre-training saw voxels of %s mm, this run of %s mm. Pass --spacing %s.",
             *(_edges(sizes), _edges(own), f'"{[round(float(n), 3) for n in sizes]}"'),
         )
-
-
-def _stored(pretrained: str | None) -> Mapping[str, Any]:
-    """What the pre-trained weights say of their training; nothing where they are of others."""
-    settings = load_tensors(Path(pretrained)).get("settings") if pretrained is not None else None
-    return settings if isinstance(settings, dict) else {}
 
 
 def _mapping(values: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from medical_diffusion.bundle.segmentation.overlay import agreement_planes
 from medical_diffusion.bundle.segmentation.segmenter import Segmenter
 from medical_diffusion.bundle.weights import Weights
 from medical_diffusion.data import EncodeLabelsd, load_volume
+from medical_diffusion.data.listing.exposure import seen_subjects
+from medical_diffusion.data.listing.tables import shown
 from medical_diffusion.evaluation.segmentation import FIGURES, ClassScore, score_case, summarize
 from medical_diffusion.files import write_json, write_text
 from medical_diffusion.pictures import tile_grid, write_png
@@ -51,8 +53,9 @@ class SegmentationReport:
         Returns:
             the content of ``segmentation.json``: ``split``, ``subjects``, ``classes`` and ``mean_dice`` with intervals
             over subjects, ``cases`` (subject, image, Dice by class: None where the class is in neither map; the first
-            by subject have an ``overlay``), ``training_subjects``, ``training_ids`` and ``data``, the hash of the whole
-            data set.
+            by subject have an ``overlay``), ``training_subjects``, ``training_ids``, ``seen_subjects`` (evaluated
+            ones that these weights or those before them were trained on: none in a fair figure) and ``data``, the hash
+            of the whole data set.
         """
         names = list(self.data.class_values)
         items = sorted(getattr(self.data.lists, self.split), key=lambda item: (item["subject"], item["image"]))
@@ -80,10 +83,11 @@ class SegmentationReport:
             "cases": cases,
             "training_subjects": len(self.weights.settings.get("training_ids", [])),
             "training_ids": self.weights.settings.get("training_ids", []),
+            "seen_subjects": seen_subjects(items, self.weights.settings.get("trained_on", [])),
             "data": self.data.lists.data,
         }
-        shown = ", ".join(case["subject"] for case in cases[:PICTURED])
-        title = f"{self.split} subjects {shown}: right green, wrong red"
+        pictured = ", ".join(case["subject"] for case in cases[:PICTURED])
+        title = f"{self.split} subjects {pictured}: right green, wrong red"
         write_png(self.folders.reports / "overlay.png", tile_grid([(title, columns)]))
         write_text(self.folders.reports / "segmentation.csv", _table(scored, names))
         path = write_json(self.folders.reports / "segmentation.json", report)
@@ -110,6 +114,12 @@ def _table(scored: list[tuple[dict[str, Any], dict[str, ClassScore]]], names: li
 
 
 def _show(report: dict[str, Any], path: Path) -> None:
+    if report["seen_subjects"]:
+        logger.warning(
+            "WARNING: %d of these subjects were trained on (%s): the figures are too good.",
+            len(report["seen_subjects"]),
+            shown(report["seen_subjects"]),
+        )
     logger.info("%d %s subjects (mean over subjects, 95 %% bootstrap interval):", report["subjects"], report["split"])
     for name, figures in report["classes"].items():
         dice, hausdorff, surface = (_text(figures[figure]) for figure in FIGURES)
