@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from medical_diffusion.data.preprocessing import IntensityScaling
 from medical_diffusion.errors import UserError
 from medical_diffusion.pictures import read_png
 from medical_diffusion.studies.line_figure import Point, draw_lines, value_axis
-from medical_diffusion.studies.sampling_runner import BundleSampler, Drawn, SampleFormat
+from medical_diffusion.studies.sampling_runner import BundleSampler, Drawn, SampleFormat, check_plain
 from medical_diffusion.studies.sampling_steps import round_numbers, run_sampling_study, timing
 from medical_diffusion.synthesis import SampleWriter, intensity_of_samples
 
@@ -126,6 +127,45 @@ def test_an_interrupted_study_goes_on_and_keeps_its_seconds(tmp_path: Path) -> N
     assert {row["samples"] for row in rows_of(tmp_path)} == {"6"}
 
 
+def test_a_later_call_extends_the_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    real_images(tmp_path / "real", PLANE)
+    study(tmp_path, FakeSampler(PLANE), samplers=["dpmpp"], steps=[4])
+    study(tmp_path, FakeSampler(PLANE), samplers=["ddim"], steps=[2])
+    assert [(row["sampler"], row["steps"]) for row in rows_of(tmp_path)] == [("ddim", "2"), ("dpmpp", "4")]
+    assert "left out" not in caplog.text
+    study(tmp_path, FakeSampler(PLANE), samplers=["ddim"], steps=[4], options={"guidance_scale": 2})
+    assert [(row["sampler"], row["steps"]) for row in rows_of(tmp_path)] == [("ddim", "4")]
+    assert "2 arms of an earlier study here are left out" in caplog.text
+
+
+def test_real_images_need_the_voxels_of_the_run(tmp_path: Path) -> None:
+    class Coarse(FakeSampler):
+        def prepare(self, options: Mapping[str, Any]) -> SampleFormat:
+            return replace(super().prepare(options), spacing=(1.0, 1.0, 2.0))
+
+    real_images(tmp_path / "real", SIZE)
+    with pytest.raises(UserError, match=r"voxels of the run's spacing, 1 x 1 x 2 mm.*1 x 1 x 1 mm"):
+        study(tmp_path, Coarse())
+
+
+@pytest.mark.parametrize(
+    ("done", "message"),
+    [
+        ({"foreground_crop": 0}, "foreground_crop"),
+        ({"halves": True, "histogram_standardization": True}, "halves, histogram_standardization"),
+        ({"percentiles": [1, 99]}, r"percentiles \(1, 99\)"),
+    ],
+)
+def test_a_run_with_preprocessing_that_the_study_does_not_have_is_refused(done: dict[str, Any], message: str) -> None:
+    class Plain(dict[str, Any]):
+        intensity = "percentile"
+
+    plain = {"foreground_crop": None, "halves": False, "histogram_standardization": False, "percentiles": [0.5, 99.5]}
+    check_plain(Plain(plain))
+    with pytest.raises(UserError, match=f"can not prepare real images as this run did.*{message}"):
+        check_plain(Plain({**plain, **done}))
+
+
 def test_samples_of_unknown_time_are_measured_and_said(tmp_path: Path) -> None:
     real_images(tmp_path / "real", PLANE)
     sampler = FakeSampler(PLANE)
@@ -157,11 +197,13 @@ def test_bad_input_is_named_before_anything_is_drawn(tmp_path: Path, given: dict
 
 
 def test_the_bundle_and_the_folders_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be an existing folder"):
+    with pytest.raises(UserError, match="--real must be an existing folder"):
         study(tmp_path, FakeSampler(PLANE))
+    with pytest.raises(UserError, match="--output must not lie in a folder of images"):
+        run_sampling_study(BUNDLE, tmp_path, tmp_path, tmp_path / "out", runner=FakeSampler(PLANE))
     with pytest.raises(UserError, match="bundle of a diffusion model"):
         BundleSampler(BUNDLE.parent / "swin_unetr_finetune")
-    words = ["--run_dir", str(tmp_path / "no"), "--real", str(tmp_path), "--output", str(tmp_path / "out")]
+    words = ["--run_dir", str(tmp_path / "no"), "--real", str(tmp_path / "real"), "--output", str(tmp_path / "out")]
     parsed, rest = build_parser("study").parse_known_args(["study", "sampling-steps", *words])
     parsed.options = rest
     with pytest.raises(UserError, match=r"a checkpoint must exist.*no/models"):

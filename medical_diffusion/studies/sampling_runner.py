@@ -12,8 +12,12 @@ import nibabel
 import torch
 from ignite.engine import Engine, Events
 
+from medical_diffusion.data.image_scaling import PERCENTILES
 from medical_diffusion.errors import UserError
 from medical_diffusion.studies.workflows import free_memory, open_workflow, plain_errors
+
+UNKNOWN_TO_STUDY = ("foreground_crop", "halves", "histogram_standardization")
+"""Options of preprocessing that the study does not carry out on real images."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class SampleFormat:
         crop_size: that training cut or padded volumes to before resizing, in the same order; None for none.
         intensity, window: how volumes became [-1, 1].
         timesteps: the most steps that a sampler can take.
+        spacing: voxel size that training resampled volumes to, in millimetres along right, front and top; None where
+            each kept its own, and for images.
     """
 
     planar: bool
@@ -36,6 +42,7 @@ class SampleFormat:
     intensity: str
     window: tuple[float, float]
     timesteps: int
+    spacing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class SampleRunner(Protocol):
         """Load the weights and check the options.
 
         Raises:
-            UserError: what inference with these options would refuse.
+            UserError: what inference with these options would refuse; a run whose real images need other preparation
+                than crop, resize and an intensity map.
         """
         ...
 
@@ -83,6 +91,7 @@ class BundleSampler:
         """Initialise the inference, which loads the weights, and leave it at that."""
         settings = open_workflow(self.bundle, "inference", "infer", options).parser.get_parsed_content("settings")
         free_memory()
+        check_plain(settings)
         low, high = settings.window
         return SampleFormat(
             settings.planar,
@@ -92,6 +101,7 @@ class BundleSampler:
             settings.intensity,
             (float(low), float(high)),
             settings.timesteps,
+            None if settings.planar or settings.spacing is None else _along_ras(settings.spacing, settings),
         )
 
     def draw(self, options: Mapping[str, Any], drawn: Callable[[Drawn], None]) -> None:
@@ -118,7 +128,27 @@ class BundleSampler:
         free_memory()
 
 
-def _along_ras(size: Any, settings: Any) -> tuple[int, ...]:
+def check_plain(settings: Any) -> None:
+    """Refuse a run whose preprocessing does more than the study does to real images.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        UserError: it cropped to the foreground, cut halves, standardised histograms, or took its own percentiles.
+    """
+    done = [name for name in UNKNOWN_TO_STUDY if settings.get(name) is not None and settings.get(name) is not False]
+    percentiles = tuple(settings.get("percentiles") or PERCENTILES)
+    if settings.intensity == "percentile" and percentiles != PERCENTILES:
+        done.append(f"percentiles {percentiles}")
+    if done:
+        remedy = (
+            "Measure samples of such a run with evaluate.json and --samples_dir, which prepares real images like it"
+        )
+        raise UserError("the study can not prepare real images as this run did", ", ".join(done), remedy)
+
+
+def _along_ras(size: Any, settings: Any) -> tuple[Any, ...]:
     """A size along the axes of the run's orientation, along right, front and top."""
     if settings.planar:
         return tuple(size)

@@ -23,8 +23,9 @@ from medical_diffusion import __version__
 from medical_diffusion.data.image_set import ImageSet
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.evaluation.features import create_extractor, extract_features
+from medical_diffusion.evaluation.input_checks import check_apart, differ
 from medical_diffusion.evaluation.report.figures import distance_figures, energies, floor_figures, sharpness_figure
-from medical_diffusion.files import check_writable, write_json, write_text
+from medical_diffusion.files import check_writable, content_hash, write_json, write_text
 from medical_diffusion.pictures import write_png
 from medical_diffusion.studies.line_figure import Point, draw_lines
 from medical_diffusion.studies.sampling_runner import BundleSampler, Drawn, SampleFormat, SampleRunner
@@ -42,10 +43,13 @@ OWN_OPTIONS = ("sampler", "num_steps", "num_samples", "output_dir", "run_dir", "
 
 @dataclass(frozen=True)
 class Arm:
-    """One sampler with one number of steps."""
+    """One sampler with one number of steps; in the order of the samplers, then of the steps."""
 
     sampler: str
     steps: int
+
+    def __lt__(self, other: Arm) -> bool:
+        return (SAMPLERS.index(self.sampler), self.steps) < (SAMPLERS.index(other.sampler), other.steps)
 
     @property
     def name(self) -> str:
@@ -69,6 +73,8 @@ def run_sampling_study(
 ) -> Path:
     """Draw, measure, and write ``table.md``, ``table.csv``, ``figure.png`` and ``study.json``.
 
+    Arms of an earlier call in the same folder stay in the tables where nothing but samplers and steps differs.
+
     Args:
         bundle: folder of a bundle with ``configs/inference.json``.
         run_dir: of the trained run.
@@ -88,9 +94,11 @@ def run_sampling_study(
 
     Raises:
         UserError: samplers or steps that are none or twice there, more steps than the run has timesteps, fewer than
-            four samples, options that the study sets itself, or what inference and the real images are refused for.
+            four samples, options that the study sets itself, an output inside of the real images, voxels of another
+            size than the run's, or what inference and the real images are refused for.
     """
     arms, options = _checked(samplers, steps, num_samples, dict(options or {}))
+    check_apart({"output": output_dir}, [real_dir])
     output = check_writable(output_dir)
     runner = runner or BundleSampler(bundle)
     given = {} if dataset_dir is None else {"dataset_dir": str(dataset_dir)}
@@ -106,18 +114,24 @@ def run_sampling_study(
     }
     crop = None if form.crop_size is None else form.crop_size[: 2 if form.planar else 3]
     window = form.window if form.intensity == "window" else None
-    real = ImageSet(real_dir, form.intensity, window, crop_size=crop, cache_dir=output / "cache", **images)
+    real = ImageSet(
+        real_dir, form.intensity, window, crop_size=crop, cache_dir=output / "cache", option="--real", **images
+    )
+    if form.spacing is not None and real.stored_spacing is not None and differ(real.stored_spacing, form.spacing):
+        own, wanted = (" x ".join(f"{length:.3g}" for length in s) for s in (real.stored_spacing, form.spacing))
+        raise UserError(f"real images must have voxels of the run's spacing, {wanted} mm", f"{own} mm", "Resample them")
     extractor = create_extractor(features, 2 if form.planar else 3, form.channels, weights)
     seed = int(options.get("seed", 0))
     measure = _Measure(real, extractor, output / "cache" / "features", seed)
-    rows = []
+    common_report = measure.report(Path(real_dir), common, extractor.protocol)
+    rows = _finished(output, common_report)
     for arm in arms:
         record = output / "seconds" / f"{arm.name}.json"
         logger.info("%s, %d steps", arm.sampler, arm.steps)
         runner.draw(_options(output, arm, common), _Clock(record))
         samples = _samples(_folder(output, arm), form, images, range(seed, seed + num_samples), output / "cache")
-        rows.append({**asdict(arm), "samples": num_samples, **timing(record), "figures": measure(*samples)})
-        _write(output, rows, measure.report(Path(real_dir), common, extractor.protocol), measure.floor)
+        rows[arm] = {**asdict(arm), "samples": num_samples, **timing(record), "figures": measure(*samples)}
+        _write(output, [rows[arm] for arm in sorted(rows)], common_report, measure.floor)
     return output / "table.md"
 
 
@@ -147,6 +161,21 @@ def _folder(output: Path, arm: Arm) -> Path:
 def _options(output: Path, arm: Arm, common: Mapping[str, Any]) -> dict[str, Any]:
     folder = str(_folder(output, arm).resolve())
     return {**common, "sampler": arm.sampler, "num_steps": arm.steps, "output_dir": folder}
+
+
+def _finished(output: Path, common: Mapping[str, Any]) -> dict[Arm, dict[str, Any]]:
+    """Arms of an earlier call that agrees in all but samplers and steps; none, with a line that says so, of another."""
+    try:
+        before = json.loads((output / "study.json").read_text(encoding="utf-8"))
+        rows = {Arm(str(row["sampler"]), int(row["steps"])): row for row in before["arms"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    rows = {arm: row for arm, row in rows.items() if arm.sampler in SAMPLERS}
+    now = json.loads(json.dumps({key: value for key, value in common.items() if key != "floor"}))
+    if any(before.get(key) != value for key, value in now.items()):
+        logger.warning("%d arms of an earlier study here are left out: other images or options", len(rows))
+        return {}
+    return rows
 
 
 class _Clock:
@@ -203,7 +232,12 @@ class _Measure:
     def report(self, real_dir: Path, common: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """What all arms have in common."""
         return {
-            "real": {"folder": str(real_dir), "images": len(self.real), "protocol": self.real.protocol},
+            "real": {
+                "folder": str(real_dir),
+                "images": len(self.real),
+                "protocol": self.real.protocol,
+                "content": content_hash(self.real.keys),
+            },
             "extractor": dict(protocol),
             "options": dict(common),
             "seed": self.seed,
