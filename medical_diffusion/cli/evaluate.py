@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=GROUPS["evaluate"],
         description="Fidelity, diversity and memorisation of synthetic images or volumes of any generator, "
         "against real ones: report.html, report.md, report.json, figures.csv and pictures. "
-        "A second run computes no feature twice.",
+        "A second run takes features and the check of the files from the cache, and computes the rest again.",
         epilog="Example: python -m medical_diffusion evaluate --real held_out/ --synthetic ours=samples/ "
         "--synthetic gan=stylegan/ --train training/ --output report/ --fail-if-memorised 0.01",
     )
