@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import voxels, write_nifti
 from report_images import smooth, write
 
 from medical_diffusion.__main__ import main
 from medical_diffusion.cli.evaluate import gate, named_folders
+from medical_diffusion.data.image_set import ImageSet
+from medical_diffusion.data.preprocessing import IntensityScaling
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.copy_rate import clopper_pearson, samples_to_prove
 from medical_diffusion.evaluation.report.tables import BETTER
+from medical_diffusion.synthesis import SampleWriter
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +236,26 @@ def test_a_typo_in_the_features_is_told_before_voxels_are_read(
     words = ["--real", folders / "real", "--synthetic", folders / "honest", "--output", tmp_path]
     assert evaluate(*words, "--features", "randm") == 1
     assert "Did you mean random" in capsys.readouterr().err
+
+
+def test_relative_samples_are_told_before_they_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SampleWriter(tmp_path / "ours", IntensityScaling("minmax"), (1, 1, 1), {})
+    for seed in range(2):
+        writer.write(seed, torch.rand(1, 8, 9, 7))
+        write_nifti(tmp_path / "real" / f"{seed}.nii", voxels((8, 9, 7)), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+    def stop(images: ImageSet) -> None:
+        if images.folder.name == "ours":
+            raise UserError("stopped", "here")
+
+    monkeypatch.setattr(ImageSet, "check_voxels", stop)
+    assert evaluate("--real", tmp_path / "real", "--synthetic", tmp_path / "ours", "--output", tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert "stopped" in told.err
+    assert "ours: its JSON say that values are relative, 0 to 1" in told.out
+    assert "real: its JSON" not in told.out
 
 
 def test_a_folder_that_can_not_be_written_is_named_first(
