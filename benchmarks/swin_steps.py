@@ -1,13 +1,16 @@
-"""Time and memory of one pre-training step beside a plain step of MONAI's SwinUNETR of the same size.
+"""Time and memory of a pre-training and a fine-tuning step beside plain steps of the same network.
 
     python benchmarks/swin_steps.py [--sizes 64 96] [--features 12 24 48] [--batch 1] [--threads 2] [--runs 7]
-                                    [--device cpu] [--steps monai masked paper] [--window 7]
+                                    [--device cpu] [--steps monai plain masked paper finetune] [--window 7]
 
-Prints a Markdown table. A plain step is forward, L1 loss, backward and fused AdamW on MONAI's class; `masked` and
-`paper` are the step of the bundle: drawing masks, hiding, flips, the objective's loss, clipping. Each runs in a process
+Prints a Markdown table. `MONAI` and `plain` are forward, L1 loss, backward and fused AdamW, on MONAI's class in the
+default layout and on this package's, which runs channels-last; `masked` and `paper` are the step of the pre-training
+bundle: drawing masks, hiding, flips, the objective's loss, clipping. What the pretext task costs is their time beside
+`plain`. `finetune` is the step of the fine-tuning bundle, Dice and cross-entropy of two classes. Each runs in a process
 of its own, so that its peak memory is its own: the highest resident size above that after the imports, or on a GPU the
-most that was allocated. Times are medians after a warm-up, the fastest run in brackets, in float32. The last column is
-the rate at which the loader gives crops of that size from cached volumes, in one process, beside that of the step.
+most that was allocated. Times are medians after a warm-up, the fastest run in brackets, in float32. The last columns
+are volumes a second: of the step, and of the loader in one process that gives crops of that size from cached volumes;
+for `finetune` with label maps and the TorchIO augmentation. MONAI's class takes sizes from 64 on.
 """
 
 from __future__ import annotations
@@ -26,9 +29,18 @@ import time
 
 from machine import matrix_rate
 
-STEPS = {"monai": "MONAI SwinUNETR", "masked": "pre-training, masked", "paper": "pre-training, paper"}
+STEPS = {
+    "monai": "MONAI SwinUNETR",
+    "plain": "plain",
+    "masked": "pre-training, masked",
+    "paper": "pre-training, paper",
+    "finetune": "fine-tuning",
+}
+BASELINES = ("monai", "plain")
+CLASSES = 2
 WARM_UP = 2
 LOADED = 32
+VOLUMES = 4
 
 
 def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> dict[str, float]:
@@ -37,7 +49,7 @@ def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> 
     from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
     from medical_diffusion.networks import SwinUNETR
-    from medical_diffusion.training import PretrainStep, pretext_objective
+    from medical_diffusion.training import PretrainStep, SegmentationStep, pretext_objective
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -45,20 +57,28 @@ def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> 
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     shape = (size, size, size)
     x = torch.randn(options.batch, 1, *shape).tanh().to(device)
+    labels = torch.randint(CLASSES + 1, x.shape).to(device)
     if name == "monai":
         network = MonaiSwinUNETR(1, 1, feature_size=feature, window_size=options.window).to(device)
     else:
-        network = SwinUNETR(shape, 1, 1, feature, window_size=options.window).to(device)
+        channels = CLASSES + 1 if name == "finetune" else 1
+        network = SwinUNETR(shape, 1, channels, feature, window_size=options.window).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-    pretrain = None if name == "monai" else PretrainStep(network, shape, optimizer, pretext_objective(name))
+    trained = None
+    if name == "finetune":
+        trained = SegmentationStep(network, optimizer)
+    elif name not in BASELINES:
+        trained = PretrainStep(network, shape, optimizer, pretext_objective(name))
 
     def step(number: int) -> None:
-        if pretrain is not None:
-            pretrain(x, number)
-        else:
+        if trained is None:
             optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.l1_loss(network(x), x).backward()
             optimizer.step()
+        elif name == "finetune":
+            trained(x, number, labels=labels)
+        else:
+            trained(x, number)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -72,29 +92,55 @@ def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> 
         peak = torch.cuda.max_memory_allocated() / 1024**3
     seconds = seconds[WARM_UP:]
     numbers = {"step": statistics.median(seconds), "least": min(seconds), "memory": peak}
-    return numbers if name == "monai" else {**numbers, "loading": loading_rate(size, options.batch)}
+    if name in BASELINES:
+        return numbers
+    rate = labelled_loading_rate if name == "finetune" else loading_rate
+    return {**numbers, "loading": rate(size, options.batch)}
 
 
 def loading_rate(size: int, batch: int) -> float:
-    """Crops a second from volumes of 1.5 times their size that preprocessing has cached."""
+    """Crops a second from volumes of 1.5 times their size that preprocessing has cached on disk."""
     import torch
-    from monai.data import PersistentDataset
+    from monai.transforms import Compose
 
-    from medical_diffusion.data import StepLoader
+    from medical_diffusion.data import SafePersistentDataset
     from medical_diffusion.data.unlabelled_crops import UnlabelledCrops
 
     whole = size * 3 // 2
     with tempfile.TemporaryDirectory() as folder:
-        items = [{"seed": n} for n in range(4)]
-        cached = PersistentDataset(items, lambda item: {"image": torch.randn(1, whole, whole, whole)}, folder)
-        loader = StepLoader(UnlabelledCrops(cached, size), batch, positions=True)
-        batches = iter(loader)
-        for _ in items:
-            next(batches)
-        start = time.perf_counter()
-        for _ in range(LOADED // batch):
-            next(batches)
-        return LOADED // batch * batch / (time.perf_counter() - start)
+        items = [{"image": torch.randn(1, whole, whole, whole)} for _ in range(VOLUMES)]
+        return crops_a_second(UnlabelledCrops(SafePersistentDataset(items, Compose([]), folder), size), batch)
+
+
+def labelled_loading_rate(size: int, batch: int) -> float:
+    """Augmented crops a second with their label maps, from volumes of 1.5 times their size in memory."""
+    import torch
+
+    from medical_diffusion.data import CropDataset, SegmentationAugmentation
+
+    whole = size * 3 // 2
+    items = []
+    for _ in range(VOLUMES):
+        label = torch.randint(CLASSES + 1, (1, whole, whole, whole), dtype=torch.uint8)
+        places = label[0].nonzero()[:: whole * whole]
+        classes = label[0][tuple(places.T)].int()[:, None]
+        foreground = torch.cat([classes, places.int()], dim=1)
+        image = torch.randn(1, whole, whole, whole).tanh()
+        items.append({"image": image, "label": label, "foreground": foreground, "spacing": torch.ones(3)})
+    return crops_a_second(CropDataset(items, size, augmentation=SegmentationAugmentation()), batch)
+
+
+def crops_a_second(dataset: object, batch: int) -> float:
+    """Crops that one process of the loader gives in a second, once all volumes were read."""
+    from medical_diffusion.data import StepLoader
+
+    batches = iter(StepLoader(dataset, batch, positions=True))
+    for _ in range(VOLUMES):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(LOADED // batch):
+        next(batches)
+    return LOADED // batch * batch / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -122,23 +168,30 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}, torch {version('torch')}, monai {version('monai')}\n"
         f"batch {options.batch}, window {options.window}, float32{rate}\n"
     )
-    print("| size | feature size | step | time | beside MONAI | memory | volumes/s trained | volumes/s loaded |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("size", "feature size", "step", "time", "beside MONAI", "beside plain", "memory", "trained", "loaded")
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for size in options.sizes:
         for feature in options.features:
-            plain = None
+            baselines: dict[str, float] = {}
             for name in options.steps:
                 command = [sys.executable, __file__, *sys.argv[1:], "--measure", name, str(size), str(feature)]
                 result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 n = json.loads(result.splitlines()[-1])
-                plain = n["step"] if name == "monai" else plain
-                beside = f"{100 * (n['step'] / plain - 1):+.0f} %" if plain and name != "monai" else ""
+                beside = " | ".join(relative(n["step"], baselines.get(other)) for other in BASELINES)
+                if name in BASELINES:
+                    baselines[name] = n["step"]
                 loaded = f"{n['loading']:.1f}" if "loading" in n else ""
                 print(
                     f"| {size}³ | {feature} | {STEPS[name]} | {n['step']:.3f} s ({n['least']:.3f}) | {beside} "
                     f"| {n['memory']:.2f} GB | {options.batch / n['step']:.2f} | {loaded} |",
                     flush=True,
                 )
+
+
+def relative(seconds: float, baseline: float | None) -> str:
+    """How much longer than a baseline; nothing where there is none."""
+    return "" if baseline is None else f"{100 * (seconds / baseline - 1):+.0f} %"
 
 
 def device_name(device: str) -> str:
