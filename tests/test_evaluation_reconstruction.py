@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from medical_diffusion.evaluation.reconstruction import (
     summarise,
     trilinear_baseline,
 )
+from medical_diffusion.losses.perceptual import lpips_of_volumes
 
 
 def test_metrics_of_a_known_error() -> None:
@@ -58,6 +60,24 @@ def test_score_gathers_batches_and_compares_with_the_baseline() -> None:
     assert summary["psnr_gain"].mean > 20
     assert str(summarise([1.0, 3.0])) == "2 ± 1.4"
     assert str(summarise([1.0])) == "1"
+
+
+def plane_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Stands for LPIPS: two batches of colour planes to (N, 1, 1, 1)."""
+    return (x - y).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("size", [(16, 20, 1), (17, 16, 5), (16, 16, 40)])
+def test_lpips_is_the_mean_over_slices_of_each_volume(size: tuple[int, ...]) -> None:
+    target = torch.rand(3, 2, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    offset = torch.tensor([0.0, 0.1, 0.3]).view(3, 1, 1, 1, 1)
+    found = lpips_of_volumes(plane_distance, target + offset, target)
+    torch.testing.assert_close(found, offset.flatten(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(lpips_of_volumes(plane_distance, (target + offset)[1:2], target[1:2]), found[1:2])
+    score = ReconstructionScore((2, 2, 1), lpips=partial(lpips_of_volumes, plane_distance))
+    score.update(target + offset, target)
+    assert score.summary()["lpips"].mean == pytest.approx(0.4 / 3, abs=1e-5)
+    assert score.summary()["baseline_lpips"].mean > 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medical_diffusion.bundle.reconstruction import ReconstructionEvaluation
+from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation import reconstruction_metrics
 from medical_diffusion.networks import Autoencoder, GaussianBottleneck, VectorQuantizer
 
@@ -25,8 +26,13 @@ class Images(torch.utils.data.Dataset):
 @pytest.mark.parametrize(("channels", "size"), [(1, (16, 16, 8)), (3, (16, 16, 1)), (1, (16, 12, 1))])
 @pytest.mark.parametrize("codes", [16, None])
 def test_every_channel_counts_and_a_codebook_is_reported_where_there_is_one(
-    channels: int, size: tuple[int, int, int], codes: int | None
+    channels: int, size: tuple[int, int, int], codes: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(download: bool) -> None:
+        assert not download, "an evaluation does not wait for a download"
+        raise UserError("LPIPS needs its weights")
+
+    monkeypatch.setattr("medical_diffusion.bundle.reconstruction.load_lpips", refuse)
     bottleneck = GaussianBottleneck(4) if codes is None else VectorQuantizer(codes, 4, init_batches=1)
     autoencoder = Autoencoder(
         size, channels, channels=8, compression=2, latent_channels=4, bottleneck=bottleneck,
@@ -44,8 +50,10 @@ def test_every_channel_counts_and_a_codebook_is_reported_where_there_is_one(
         assert report["reconstruction"][name]["mean"] == pytest.approx(values.mean().item(), rel=1e-4)
         assert report["reconstruction"][name]["std"] == pytest.approx(values.std().item(), rel=1e-2)
     assert set(report["trilinear_baseline"]) == set(expected)
+    wanted = "LPIPS needs its weights" if min(size[:2]) >= 16 else "16 x 12 pixels are below LPIPS's 16 x 16"
+    assert wanted in report["absent"]["lpips"]
     if codes is None:
-        assert set(report) == {"volumes", "reconstruction", "trilinear_baseline"}
+        assert set(report) == {"volumes", "reconstruction", "trilinear_baseline", "absent"}
         assert set(evaluation()) == set(report["reconstruction"])
     else:
         used = out.indices.unique(return_counts=True)[1]
@@ -57,3 +65,29 @@ def test_every_channel_counts_and_a_codebook_is_reported_where_there_is_one(
     assert picture.ndim == 3 and picture.shape[2] == 3
     coloured = (picture.max(2) != picture.min(2)).mean()
     assert (coloured > 0.1) == (channels == 3)
+
+
+class PlaneDistance(torch.nn.Module):
+    """Stands for LPIPS."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        assert x.shape[1] == 3
+        return (x - y).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, (16, 20, 8)), (3, (16, 16, 1))])
+def test_lpips_is_part_of_the_report_where_it_can_be_had_and_not_of_every_validation(
+    channels: int, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medical_diffusion.bundle.reconstruction.load_lpips", lambda download: PlaneDistance())
+    autoencoder = Autoencoder(
+        size, channels, channels=8, compression=2, latent_channels=4, bottleneck=GaussianBottleneck(4),
+        latent_normalization="standardize", architecture="medfusion",
+    )  # fmt: skip
+    autoencoder.train()(Images(channels, size).items)
+    evaluation = ReconstructionEvaluation(autoencoder, Images(channels, size), torch.device("cpu"))
+    report = evaluation.run()
+    assert report["reconstruction"]["lpips"]["mean"] > 0
+    assert report["trilinear_baseline"]["lpips"]["std"] > 0
+    assert "absent" not in report
+    assert "lpips" not in evaluation()

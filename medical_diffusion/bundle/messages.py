@@ -107,6 +107,8 @@ def report_reconstruction(
         other = report["trilinear_baseline"].get(name)
         beside = f"   (trilinear {_figure(other)})" if other else ""
         logger.info("  %-9s %s%s", name, _figure(entry), beside)
+    for name, reason in report.get("absent", {}).items():
+        logger.info("  %-9s not measured: %s", name, reason)
     if codebook := report.get("codebook"):
         logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
     logger.info("  written to %s", path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medical_diffusion.data import LatentDataset
+from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation import ReconstructionScore
+from medical_diffusion.losses.perceptual import MIN_PLANE, load_lpips, lpips_of_volumes
 from medical_diffusion.pictures import volume_grid
 from medical_diffusion.training import DiffusionStep
 
@@ -19,7 +23,9 @@ BASELINE = "baseline_"
 
 
 class ReconstructionEvaluation:
-    """PSNR, MSE and MS-SSIM of reconstructions of a data set, and how much of a codebook they use.
+    """PSNR, MSE, MS-SSIM and LPIPS of reconstructions of a data set, and how much of a codebook they use.
+
+    LPIPS is measured where the extra ``perceptual`` is installed and its weights lie on this machine.
 
     Args:
         autoencoder: the network of stage 1, or an external one.
@@ -32,19 +38,21 @@ class ReconstructionEvaluation:
         self.autoencoder, self.dataset, self.device, self.data_range = autoencoder, dataset, device, data_range
 
     def __call__(self) -> dict[str, float]:
-        """Means over the data set by name."""
-        report = self.run()
+        """Means over the data set by name, without LPIPS, which takes long."""
+        report = self.run(perceptual=False)
         return {name: entry["mean"] for name, entry in report["reconstruction"].items()} | report.get("codebook", {})
 
     @torch.no_grad()
-    def run(self) -> dict[str, Any]:
+    def run(self, perceptual: bool = True) -> dict[str, Any]:
         """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling.
 
-        All channels count. The part ``codebook`` is there only where the bottleneck has one.
+        All channels count. The part ``codebook`` is there only where the bottleneck has one, the part ``absent`` where
+        a figure was wanted and not to be had: why, by its name.
         """
         training = self.autoencoder.training
         self.autoencoder.eval().to(self.device)
-        score = ReconstructionScore(self.autoencoder.compression, self.data_range)  # type: ignore[arg-type]
+        lpips, reason = self._lpips() if perceptual else (None, None)
+        score = ReconstructionScore(self.autoencoder.compression, self.data_range, lpips)  # type: ignore[arg-type]
         used: list[Tensor] = []
         for n in range(len(self.dataset)):  # type: ignore[arg-type]
             image = self._image(n)
@@ -59,9 +67,22 @@ class ReconstructionEvaluation:
             "reconstruction": {n: f for n, f in figures.items() if not n.startswith(BASELINE)},
             "trilinear_baseline": {n.removeprefix(BASELINE): f for n, f in figures.items() if n.startswith(BASELINE)},
         }
+        if reason:
+            report["absent"] = {"lpips": reason}
         if used:
             report["codebook"] = _codebook_use(torch.cat(used), self.autoencoder.bottleneck.num_codes)  # type: ignore
         return report
+
+    def _lpips(self) -> tuple[Callable[[Tensor, Tensor], Tensor] | None, str | None]:
+        """LPIPS of two batches, or why there is none."""
+        plane = self._image(0).shape[2:4]
+        if min(plane) < MIN_PLANE:
+            return None, f"planes of {plane[0]} x {plane[1]} pixels are below LPIPS's {MIN_PLANE} x {MIN_PLANE}"
+        try:
+            network = load_lpips(download=False).to(self.device)
+        except UserError as error:
+            return None, error.rule
+        return partial(lpips_of_volumes, network), None
 
     @torch.no_grad()
     def picture(self) -> np.ndarray:

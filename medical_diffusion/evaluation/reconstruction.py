@@ -1,4 +1,4 @@
-"""How well the autoencoder gives volumes back: MSE, PSNR and MS-SSIM, beside interpolation by the same compression.
+"""How well the autoencoder gives volumes back: MSE, PSNR, MS-SSIM, LPIPS, beside interpolation by its compression.
 
 The baseline shrinks the volume as much as the latent does, by plain down- and upsampling: an autoencoder has to beat it
 to have learned anything. Every number is per volume; a table shows mean ± standard deviation over volumes.
@@ -7,7 +7,7 @@ to have learned anything. Every number is per volume; a table shows mean ± stan
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,22 +106,31 @@ class ReconstructionScore:
     Args:
         compression: of the autoencoder, per axis.
         data_range: difference between the largest and the smallest possible value, 2 for images in [-1, 1].
+        lpips: LPIPS of two batches as (B,), which becomes a metric too.
     """
 
-    def __init__(self, compression: Sequence[int], data_range: float = 2.0) -> None:
-        self.compression, self.data_range = tuple(compression), data_range
+    def __init__(
+        self,
+        compression: Sequence[int],
+        data_range: float = 2.0,
+        lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.compression, self.data_range, self.lpips = tuple(compression), data_range, lpips
         self.values: dict[str, list[float]] = {}
 
     @torch.no_grad()
     def update(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Adds a batch ``(B, C, H, W, D)`` and returns its metrics ``(B,)``, the baseline's as ``baseline_...``."""
-        metrics = reconstruction_metrics(reconstruction, target, self.data_range)
+        metrics = self._of(reconstruction, target)
         baseline = trilinear_baseline(target, self.compression)
-        for name, value in reconstruction_metrics(baseline, target, self.data_range).items():
-            metrics[f"baseline_{name}"] = value
+        metrics |= {f"baseline_{name}": value for name, value in self._of(baseline, target).items()}
         for name, value in metrics.items():
             self.values.setdefault(name, []).extend(value.tolist())
         return metrics
+
+    def _of(self, volumes: Tensor, target: Tensor) -> dict[str, Tensor]:
+        metrics = reconstruction_metrics(volumes, target, self.data_range)
+        return metrics if self.lpips is None else metrics | {"lpips": self.lpips(volumes, target)}
 
     def summary(self) -> dict[str, Summary]:
         """Mean and standard deviation of each metric over all volumes so far, and of the gain in dB.

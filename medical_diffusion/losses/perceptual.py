@@ -23,6 +23,8 @@ VGG_FILE = "vgg16-397923af.pth"
 VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
 MIN_PLANE = 16
 """VGG-16 halves the plane four times before its last features."""
+MOST_SLICES = 16
+"""Of a volume that are compared where it is evaluated."""
 
 
 class PerceptualLoss(nn.Module):
@@ -64,11 +66,32 @@ class PerceptualLoss(nn.Module):
         return self.network(_slices(reconstruction, depth), _slices(target, depth)).mean()
 
 
-def load_lpips(weights_file: str | os.PathLike[str] | None = None) -> nn.Module:
+def lpips_of_volumes(network: nn.Module, reconstruction: Tensor, target: Tensor) -> Tensor:
+    """LPIPS of each volume, the mean over up to 16 slices at equal distances and over the channels.
+
+    Args:
+        network: of :func:`load_lpips`.
+        reconstruction: (B, C, H, W, D) in [-1, 1].
+        target: of the same shape.
+
+    Returns:
+        (B,), 0 for equal volumes.
+    """
+    depths = torch.linspace(0, target.shape[4] - 1, min(MOST_SLICES, target.shape[4])).round().long().tolist()
+    distances = []
+    for depth in depths:
+        index = torch.full((len(target),), depth, device=target.device)
+        found = network(_slices(reconstruction, index), _slices(target, index))
+        distances.append(found.reshape(len(target), -1).mean(1))
+    return torch.stack(distances).mean(0)
+
+
+def load_lpips(weights_file: str | os.PathLike[str] | None = None, download: bool = True) -> nn.Module:
     """LPIPS-VGG, without gradients for its weights.
 
     Args:
         weights_file: see :class:`PerceptualLoss`.
+        download: where the file is missing; otherwise it has to be there.
 
     Returns:
         a module that maps two tensors ``(N, 3, H, W)`` in [-1, 1] to distances ``(N, 1, 1, 1)``.
@@ -84,7 +107,7 @@ def load_lpips(weights_file: str | os.PathLike[str] | None = None) -> nn.Module:
             str(error),
             'Install the extra with: python -m pip install "medical_diffusion[perceptual]", or set perceptual to none',
         ) from error
-    weights = _vgg_weights(weights_file)
+    weights = _vgg_weights(weights_file, download)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision by arguments that it has renamed
         # random features, filled below: lpips would otherwise download them, pretrained=False included
@@ -99,11 +122,11 @@ def load_lpips(weights_file: str | os.PathLike[str] | None = None) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _vgg_weights(weights_file: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+def _vgg_weights(weights_file: str | os.PathLike[str] | None, download: bool) -> dict[str, Tensor]:
     path = Path(weights_file) if weights_file else Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
     if not path.is_file():
         remedy = f"Download {VGG_URL} elsewhere and put it there, or set perceptual to none"
-        if weights_file:
+        if weights_file or not download:
             raise UserError(f"the file of the VGG-16 weights ({VGG_FILE}) must exist", str(path), remedy)
         try:
             torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, weights_only=True)
