@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -318,6 +319,43 @@ def test_a_constant_volume_is_told_before_training(intensity: str, tmp_path: Pat
     options = {**TINY, "dataset_dir": str(folder), "run_dir": str(tmp_path / "run"), "num_workers": 2}
     message = failure_of("train", **{**options, "intensity": intensity}, test_fraction=0)
     assert "case_4" in message and "case_7" in message and re.search("must vary|volume that varies", message)
+
+
+def truncate(image: Path, label: Path) -> Path:
+    image.write_bytes(image.read_bytes()[:-2000])
+    return image
+
+
+def hide_a_hole(image: Path, label: Path) -> Path:
+    values = np.random.default_rng(0).normal(size=SHAPE)
+    values[3, 3] = np.nan
+    return write_nifti(image, values)
+
+
+def reshape_label(image: Path, label: Path) -> Path:
+    return write_nifti(label, np.ones((20, 20, 1), dtype=np.uint8))
+
+
+def add_a_value(image: Path, label: Path) -> Path:
+    values = np.ones(SHAPE, dtype=np.uint8)
+    values[0, 0] = 7
+    return write_nifti(label, values)
+
+
+@pytest.mark.parametrize("damage", [truncate, hide_a_hole, reshape_label, add_a_value])
+def test_a_bad_test_volume_is_told_before_training(damage: Callable[[Path, Path], Path], tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    tested = build_labelled_list(folder, planar=True).test[0]
+    broken = damage(Path(tested["image"]), Path(tested["label"]))
+    options = {**TINY, "dataset_dir": str(folder), "run_dir": str(tmp_path / "run"), "classes": "[square]"}
+    with pytest.raises(RuntimeError) as failure:
+        workflow("train", bundle=BUNDLE, **options).initialize()
+    assert str(broken) in str(find_user_error(failure.value))
+
+
+def test_of_test_volumes_nothing_is_kept_but_that_they_passed(trained: Path) -> None:
+    marks = list((trained / "cache").glob("labelled_*/test/*.pt"))
+    assert len(marks) == 2 and all(load_tensors(mark) == {} for mark in marks)
 
 
 def test_metadata_and_properties_and_packing(trained: Path, labelled: Path, tmp_path: Path, repository: Path) -> None:

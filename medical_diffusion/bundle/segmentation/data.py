@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose, EnsureTyped, Transform
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
 from medical_diffusion.bundle.context import config_item
@@ -113,16 +113,17 @@ class SegmentationData:
     @property
     def transform(self) -> Compose:
         """Preprocessing that ends in plain tensors, for caching."""
-        return Compose(
-            [
-                *self.preprocessing,
-                EncodeLabelsd("label", list(self.class_values.values())),
-                SampleForegroundd("label"),
-                _AddSpacing(),
-                EnsureTyped(("image", "label", "foreground"), track_meta=False),
-                _Kept(),
-            ]
-        )
+        return Compose([*self._steps, _Kept()])
+
+    @property
+    def _steps(self) -> list[Any]:
+        return [
+            *self.preprocessing,
+            EncodeLabelsd("label", list(self.class_values.values())),
+            SampleForegroundd("label"),
+            _AddSpacing(),
+            EnsureTyped(("image", "label", "foreground"), track_meta=False),
+        ]
 
     @cached_property
     def key(self) -> str:
@@ -138,8 +139,10 @@ class SegmentationData:
     def prepare(self) -> None:
         """Find and check the volumes, or make the phantoms, and preprocess them: before any training.
 
+        Test volumes too, of which only that they could be is kept: else a broken one shows after the training.
+
         Raises:
-            UserError: all volumes that can not be preprocessed (constant, not finite) are listed.
+            UserError: all volumes that can not be preprocessed (damaged, constant, not finite) are listed.
         """
         if is_main_process():
             _ = self.lists
@@ -151,8 +154,10 @@ class SegmentationData:
         _ = self.lists
 
     def _fill_cache(self) -> None:
-        items = [*self.train, *self.validation]
-        filled = _Filled(SafePersistentDataset(items, self.transform, self.cache_dir), items)
+        learnt, tested = [*self.train, *self.validation], self.lists.test
+        volumes = SafePersistentDataset(learnt, self.transform, self.cache_dir)
+        passed = SafePersistentDataset(tested, Compose([*self._steps, _Passed()]), self.cache_dir / "test")
+        filled = _Filled(ConcatDataset([volumes, passed]), [*learnt, *tested])
         loader = DataLoader(filled, batch_size=None, num_workers=self.settings.num_workers)
         faults = [fault for fault in tqdm(loader, "Preprocessing", unit="volume") if fault is not None]
         raise_faults(faults, "every labelled image must be usable", "Correct these files, or move them out")
@@ -230,7 +235,7 @@ class _AddSpacing(Transform):
 class _Filled(Dataset):
     """Preprocesses by index; gives the fault where a volume can not be."""
 
-    def __init__(self, dataset: SafePersistentDataset, items: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, dataset: Dataset, items: Sequence[dict[str, Any]]) -> None:
         self.dataset, self.items = dataset, items
 
     def __len__(self) -> int:
@@ -260,3 +265,11 @@ class _Kept:
             "foreground": item["foreground"].int(),
             "spacing": item["spacing"],
         }
+
+
+class _Passed(Transform):
+    """Nothing of a volume that :class:`_Kept` takes."""
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        _Kept()(item)
+        return {}
