@@ -251,6 +251,11 @@ def test_test_subjects_that_pretraining_saw_are_told_or_refused(
     with pytest.raises(RuntimeError) as failure:
         initialised(said, **options, pretrained=seen, test_check="refuse")
     assert "must be new to the pre-trained weights" in str(find_user_error(failure.value))
+    marks = training_marks(lists.test)
+    sampled = pretrained(tmp_path / "sampled.pt", trained, trained_on=marks, through_samples=True)
+    text = initialised(said, **options, pretrained=sampled)
+    assert "2 test subjects were trained on by the diffusion model behind its samples" in text
+    assert "Train that model without the subjects in" in text and "--held_out" not in text
     new = pretrained(tmp_path / "new.pt", trained, trained_on=training_marks(lists.train))
     assert "new to the" not in initialised(said, **options, pretrained=new, test_check="refuse")
 

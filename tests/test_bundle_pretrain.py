@@ -326,6 +326,35 @@ def test_pretraining_on_samples_drawn_on_the_way(diffusion: Path, tmp_path: Path
     assert "from --dataset_dir or from --source_bundle" in refused(**VOLUMES, **source, dataset_dir=str(tmp_path))
 
 
+def test_weights_from_samples_know_whom_the_diffusion_model_saw(
+    diffusion: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    for n in range(12):
+        values = np.random.default_rng(n).normal(0, 300, (16, 16, 16)).astype(np.int16)
+        write_nifti(tmp_path / "set" / f"p{n}.nii.gz", values)
+    options = {**TINY_TRAINING, "autoencoder_steps": 1, "diffusion_steps": 1, "num_workers": 0, "spacing": [1, 1, 1]}
+    flow = run("train", **options, dataset_dir=str(tmp_path / "set"), run_dir=str(tmp_path / "ldm"))
+    lists = flow.parser.get_parsed_content("data").lists
+    source = {"source_bundle": str(DIFFUSION_BUNDLE), "source_steps": 1}
+    unknown = "do not say whom their diffusion model was trained on"
+    data = initialised(said, **source, source_run_dir=str(tmp_path / "ldm"), run_dir=str(tmp_path / "run"))
+    stored = data.stored_settings()
+    seen = seen_subjects([*lists.train, *lists.validation], stored["trained_on"])
+    assert seen == sorted(item["subject"] for item in lists.train) and lists.validation
+    assert stored["through_samples"] and unknown not in said.text
+    weights = tmp_path / "ldm" / "models" / "model.pt"
+    content = load_tensors(weights)
+    del content["settings"]["trained_on"]
+    torch.save(content, weights)
+    data = initialised(said, **source, source_run_dir=str(tmp_path / "ldm"), run_dir=str(tmp_path / "old"))
+    assert data.stored_settings()["trained_on"] == [] and unknown in said.text
+    (tmp_path / "samples").mkdir()
+    initialised(said, dataset_dir=str(write_samples(tmp_path / "samples")), run_dir=str(tmp_path / "folder"))
+    assert unknown in said.text
+    phantoms = initialised(said, **source, source_run_dir=str(diffusion), run_dir=str(tmp_path / "nobody"))
+    assert phantoms.stored_settings()["trained_on"] == [] and unknown not in said.text
+
+
 def test_bad_sources_are_refused(tmp_path: Path) -> None:
     common = {**VOLUMES, "run_dir": str(tmp_path / "run")}
     assert "must be the folder of a diffusion bundle" in refused(**common, source_bundle=str(tmp_path))

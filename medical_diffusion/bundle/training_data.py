@@ -27,6 +27,7 @@ from medical_diffusion.data import (
     load_manifest,
     verify_dataset,
 )
+from medical_diffusion.data.listing.exposure import training_marks
 from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError
@@ -234,14 +235,20 @@ class TrainingData:
         low, high = self._first_image.meta.get(STORED_RANGE, (0, LARGEST_BYTE))
         return 8 if 1 < high - low <= LARGEST_BYTE else 16
 
+    @property
+    def trained_on(self) -> list[str]:
+        """Hashes by which an evaluation knows the training subjects and images again; phantoms are nobody."""
+        return training_marks(self.lists.train) if self.settings.dataset_dir is not None else []
+
     def stored_settings(self) -> dict[str, Any]:
-        """What goes into the checkpoints: the settings, and what samples are to be like."""
+        """What goes into the checkpoints: the settings, whom they saw, and what samples are to be like."""
         return {
             **self.settings.stored(),
             "output_spacing": self.output_spacing,
             "png_bits": self.png_bits,
             "landmarks": self.landmarks,
             "split": self.lists.fingerprint,
+            "trained_on": self.trained_on,
             "class_names": list(self.class_names),
             "class_frequencies": self.class_frequencies,
         }

@@ -21,7 +21,6 @@ from medical_diffusion.bundle.pretraining.source import DiffusionSource, FreshVo
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
 from medical_diffusion.data import DataList, SafePersistentDataset, build_datalist, read_header
-from medical_diffusion.data.listing.exposure import training_marks
 from medical_diffusion.data.unlabelled_crops import UnlabelledCrops
 from medical_diffusion.errors import UserError, find_user_error
 from medical_diffusion.files import content_hash
@@ -35,6 +34,7 @@ STAGES = ("data", "network", "pretraining")
 CONFIGS = ("network_def", "train")
 NOT_SHAPING = ("handlers", "trainer", "dataloader", "evaluator", "checkpoint")
 MAPPING = ("intensity", "window", "percentiles")
+SEEN = "trained_on"
 
 
 def inherited_defaults(
@@ -179,14 +179,18 @@ class PretrainingData(TrainingData):
             return super().key
         return content_hash([self.source.hashes, self.source.options["sampler"], self.source.options["num_steps"]])
 
+    @property
+    def trained_on(self) -> list[str]:
+        """Of whom these weights learn: the training part, or whom a source of samples was trained on."""
+        return super().trained_on if self.source is None else list(self.source.settings.get(SEEN, ()))
+
     def stored_settings(self) -> dict[str, Any]:
         """What goes into the checkpoints; ``trained_on`` are hashes by which an evaluation knows its subjects again."""
-        stored = {**self.settings.stored(), "output_spacing": self.output_spacing, "split": None, "trained_on": []}
-        if self.source is not None:  # its volumes came mapped
-            return stored | {name: self.source.settings[name] for name in MAPPING if name in self.source.settings}
-        # phantoms are nobody
-        marks = training_marks(self.lists.train) if self.settings.dataset_dir is not None else []
-        return stored | {"split": self.lists.fingerprint, "trained_on": marks}
+        stored = {**self.settings.stored(), "output_spacing": self.output_spacing, SEEN: self.trained_on}
+        if self.source is None:
+            return stored | {"split": self.lists.fingerprint}
+        mapped = {name: self.source.settings[name] for name in MAPPING if name in self.source.settings}
+        return stored | mapped | {"split": None, "through_samples": True}
 
     def fingerprint(self, stage: str = "pretraining", *extra: Any) -> str:
         """Hash of all that shapes the weights except the number of steps."""

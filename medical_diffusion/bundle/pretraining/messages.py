@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
-from medical_diffusion.bundle.pretraining.data import PretrainingData
+from medical_diffusion.bundle.pretraining.data import SEEN, PretrainingData
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.files import check_writable, write_json
@@ -51,6 +51,11 @@ def announce_pretraining(settings: Settings, folders: Folders, data: Pretraining
         if is_main_process():  # the others wait until it has checked the volumes
             _warn_of_no_test_part(settings, data)
     data.prepare()
+    if data.holds_samples or (data.source is not None and SEEN not in data.source.settings):
+        logger.warning(
+            "WARNING: these samples do not say whom their diffusion model was trained on: a fine-tuning can not tell "
+            "whether its test subjects are among them. --source_bundle with weights of this version says it."
+        )
     if data.source is None:
         logger.info("%d volumes to train on, %d held out.", len(data.train), len(data.validation))
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)

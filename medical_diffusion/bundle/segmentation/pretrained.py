@@ -47,14 +47,18 @@ def check_held_out(settings: Settings, data: SegmentationData, file: Path) -> No
             "Label ten subjects or more and leave --test_fraction above 0, or state a test part in a list",
         )
     write_text(file, "".join(f"{s}\n" for part in ("test", "validation") for s in data.lists.subjects(part)))
-    marks = exposure(settings_of(settings.pretrained))
+    stored = settings_of(settings.pretrained)
+    marks = exposure(stored)
     parts = {part: seen_subjects(getattr(data.lists, part), marks) for part in ("test", "validation")}
     if not any(parts.values()):
         return
+    through = " by the diffusion model behind its samples" if stored.get("through_samples") else ""
+    again = f"Train that model without the subjects in {file}, then pre-train again"
+    again = again if through else f"Pre-train again with --held_out {file}"
     error = UserError(
         "test and validation subjects must be new to the pre-trained weights, else figures are too good",
-        "; ".join(f"{len(ids)} {part} subjects were trained on ({shown(ids)})" for part, ids in parts.items() if ids),
-        f"Pre-train again with --held_out {file}; where the folder and the list, if any, are the same, also with "
+        "; ".join(f"{len(i)} {part} subjects were trained on{through} ({shown(i)})" for part, i in parts.items() if i),
+        f"{again}; where the folder and the list, if any, are the same, also with "
         f"--validation_fraction {settings.validation_fraction:g} --test_fraction {settings.test_fraction:g}. Patients "
         "who only share these ids need ids of their own in a list",
     )
