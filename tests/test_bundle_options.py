@@ -177,6 +177,7 @@ def test_every_option_is_read_by_a_configuration_or_the_package() -> None:
         ({"image_size": [30, 32, 32]}, "divisible by the compression"),
         ({"autoencoder_steps": "many"}, "--autoencoder_steps must be a whole number"),
         ({"perceptual": "lpips"}, "perceptual"),
+        ({"phantom_kind": "chestct"}, "Did you mean chest_ct"),
         ({"manifest": "no_such_manifest", "dataset_dir": "{tmp}/text"}, "manifest"),
     ],
 )

@@ -14,6 +14,7 @@ from medical_diffusion.bundle.reconstruction import ReconstructionEvaluation
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.training_data import TrainingData
 from medical_diffusion.bundle.weights import Weights
+from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import check_writable, write_json
 from medical_diffusion.synthesis import LatentSampler, SampleWriter, SeedDataset
@@ -33,6 +34,16 @@ PHANTOM_TITLES = {
 }
 
 
+def phantom_title(kind: str) -> str:
+    """What phantoms of a kind are called in a sentence.
+
+    Raises:
+        UserError: no such kind.
+    """
+    phantom_kind(kind)
+    return PHANTOM_TITLES[kind]
+
+
 def announce_training(settings: Settings, folders: Folders, data: TrainingData) -> None:
     """First lines of a training run; checks the output folder and the data before any work."""
     folders.check_writable()
@@ -41,7 +52,7 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         logger.info(
             "No dataset_dir was given: training on %d procedural %s phantoms of %s voxels (simulated, no patients).",
             settings.num_phantoms,
-            PHANTOM_TITLES[data.kind],
+            phantom_title(data.kind),
             size,
         )
         logger.info(

@@ -28,7 +28,8 @@ from medical_diffusion.data import (
     verify_dataset,
 )
 from medical_diffusion.data.listing.exposure import training_marks
-from medical_diffusion.data.phantoms import PHANTOM_KINDS, PHANTOM_LABELS, write_phantoms
+from medical_diffusion.data.phantoms import PHANTOM_LABELS, write_phantoms
+from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import content_hash, write_json
@@ -110,8 +111,8 @@ class TrainingData:
     def lists(self) -> DataList:
         s = self.settings
         listing = self._listing()
-        if s.dataset_dir is None and PHANTOM_KINDS[self.kind].classes:
-            listing |= {"datalist": self.root / PHANTOM_LABELS, "classes": PHANTOM_KINDS[self.kind].classes}
+        if s.dataset_dir is None and (classes := phantom_kind(self.kind).classes):
+            listing |= {"datalist": self.root / PHANTOM_LABELS, "classes": classes}
         lists = build_datalist(
             self.root, **listing, validation_fraction=s.validation_fraction, test_fraction=s.test_fraction
         )
@@ -121,7 +122,7 @@ class TrainingData:
     def class_names(self) -> tuple[str, ...]:
         """Classes in the order of their labels; empty for data without labels. Phantoms need not be made for it."""
         if self.settings.dataset_dir is None and self.settings.profile == "phantom":
-            return PHANTOM_KINDS[self.kind].classes
+            return phantom_kind(self.kind).classes
         return self.lists.classes
 
     @cached_property

@@ -10,10 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
+from medical_diffusion.bundle.messages import list_written, phantom_title
 from medical_diffusion.bundle.pretraining.data import SEEN, PretrainingData
 from medical_diffusion.bundle.settings import Settings
-from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.files import check_writable, write_json
 from medical_diffusion.pictures import picture_of, volume_grid, write_png
 from medical_diffusion.training import PretrainStep
@@ -38,11 +37,10 @@ def announce_pretraining(settings: Settings, folders: Folders, data: Pretraining
             settings.source_repeats,
         )
     elif settings.dataset_dir is None:
-        phantom_kind(data.kind)
         logger.info(
             "No dataset_dir was given: pre-training on %d procedural %s phantoms of %s voxels (no patients).",
             settings.num_phantoms,
-            PHANTOM_TITLES[data.kind],
+            phantom_title(data.kind),
             size,
         )
         logger.info("To use your own volumes or samples: --dataset_dir DIR, or --source_bundle BUNDLE.")

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import PHANTOM_TITLES, list_written
+from medical_diffusion.bundle.messages import list_written, phantom_title
 from medical_diffusion.bundle.segmentation.data import SegmentationData
 from medical_diffusion.bundle.segmentation.pretrained import HELD_OUT, check_held_out, warn_of_other_volumes
 from medical_diffusion.bundle.settings import Settings
 from medical_diffusion.bundle.weights import Weights
 from medical_diffusion.data.listing.tables import shown
-from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.files import write_json
 from medical_diffusion.networks.transfer import transfer_weights
 from medical_diffusion.training.distributed import is_main_process
@@ -28,12 +27,11 @@ def announce_finetuning(settings: Settings, folders: Folders, data: Segmentation
     folders.check_writable()
     size = " x ".join(map(str, settings.image_size))
     if settings.dataset_dir is None:
-        phantom_kind(data.kind)
         logger.info(
             "No dataset_dir was given: fine-tuning on %d procedural %s phantoms with their masks (simulated, no "
             "patients), crops of %s voxels.",
             settings.num_phantoms,
-            PHANTOM_TITLES[data.kind],
+            phantom_title(data.kind),
             size,
         )
         logger.info("To fine-tune on your own labelled volumes: --dataset_dir DIR --pretrained PATH/model.pt")
