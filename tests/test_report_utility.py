@@ -12,6 +12,7 @@ from report_images import smooth, write
 from medical_diffusion.__main__ import main
 from medical_diffusion.cli.evaluate import labels_of_sets
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.bootstrap import Interval
 from medical_diffusion.evaluation.report.notes import utility_note
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, spread, utility_figures
 
@@ -120,6 +121,24 @@ def test_nothing_is_said_of_classifiers_where_none_was_trained(monkeypatch: pyte
     monkeypatch.setattr("medical_diffusion.evaluation.report.utility.utility_auroc", fail)
     _, common = utility_figures(sets, Labels({name: s.names for name, s in sets.items()}, 1))
     assert "Utility was not measured: gan: a classifier must learn" in utility_note(common)
+
+
+def test_no_more_images_are_held_than_their_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {"real": Set(30, 0), "train": Set(40, 1), "gan": Set(48, 2)}
+    sets["gan"].names = ["ill" if n % 4 == 0 else "healthy" for n in range(48)]
+    for images in sets.values():
+        images[:] = [torch.randn(1, 96, 40, 1) for _ in images]
+    monkeypatch.setattr("medical_diffusion.evaluation.report.utility.MOST_BYTES", 12 * 64 * 40 * 4)
+    held = []
+
+    def watch(images: torch.Tensor, labels: list[int], test: torch.Tensor, truth: list[int], *_: object) -> Interval:
+        held.append((len(images), labels.count(1), len(test), truth.count(1)))
+        return Interval(0.5, 0.4, 0.6, len(test))
+
+    monkeypatch.setattr("medical_diffusion.evaluation.report.utility.utility_auroc", watch)
+    figures, common = utility_figures(sets, Labels({name: s.names for name, s in sets.items()}))
+    assert held == [(12, 6, 12, 6), (12, 3, 12, 6)], "classes keep their shares"
+    assert common["n_train"] == common["n_test"] == figures["gan"]["n_train"] == 12
 
 
 def test_large_images_are_reduced() -> None:

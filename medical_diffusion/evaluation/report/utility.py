@@ -1,12 +1,13 @@
 """Utility in a report: classifiers of real and of synthetic images, tested on real ones (Medfusion, Table 4).
 
-All classifiers learn from the same number of images, the smallest there is, so that a generator is not judged by how
-many samples were drawn; each class keeps its share. Tested are real images that are no training images, by hash, where
-these are given. Images longer than ``WORKING_SIZE`` along an axis are reduced to it.
+All classifiers learn from the same number of images, the smallest there is or as many as memory holds, so that a
+generator is not judged by how many samples were drawn; each class keeps its share. Tested are real images that are no
+training images, by hash, where these are given. Images longer than ``WORKING_SIZE`` along an axis are reduced to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,11 @@ from medical_diffusion.evaluation.utility import utility_auroc
 WORKING_SIZE = {2: 64, 3: 32}
 """Longest axis that classifiers see, by the number of axes longer than 1."""
 MOST_IMAGES = 20_000
-"""That a classifier learns from, or is tested on: what 400 steps of 32 images can see, and memory can hold."""
+"""That a classifier learns from, or is tested on: more than 400 steps of 32 images can see."""
+MOST_BYTES = 512 << 20
+"""Of one set's reduced images in memory, so that training and test images together take 1 GiB."""
+VALUE_BYTES = 4
+"""Of a float32."""
 STEPS = 400
 NOT_MEASURED = "no labels were given (--labels)"
 
@@ -106,8 +111,10 @@ def utility_figures(
         return figures, {"reason": "no labels were given but those of the real images, which are tested on"}
     index = {name: number for number, name in enumerate(labels.classes)}
     of = {key: [index[name] for name in names] for key, names in labels.of.items()}
-    count = min([MOST_IMAGES, *(len(images[key]) for key in arms)])
-    shown = [tested[n] for n in spread([of["real"][n] for n in tested], MOST_IMAGES, seed)]
+    first = images["real"][tested[0]]
+    held = min(MOST_IMAGES, MOST_BYTES // (VALUE_BYTES * len(first) * math.prod(_reduced_size(first))))
+    count = min([held, *(len(images[key]) for key in arms)])
+    shown = [tested[n] for n in spread([of["real"][n] for n in tested], held, seed)]
     test, truth = _stacked(images["real"], shown), [of["real"][n] for n in shown]
     common = {
         "classes": list(labels.classes),
@@ -150,11 +157,17 @@ def spread(classes: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def _stacked(images: Any, indices: Sequence[int]) -> Tensor:
-    """Chosen images (N, C, H, W, D), reduced where they are large."""
-    reduced = []
-    for n in indices:
+    """Chosen images (N, C, H, W, D), reduced where they are large; no more than they are is held on the way."""
+    first = images[indices[0]]
+    size = _reduced_size(first)
+    stacked = torch.empty(len(indices), len(first), *size)
+    for place, n in enumerate(indices):
         image = images[n].float()
-        longest = WORKING_SIZE[3 if min(image.shape[1:]) > 1 else 2]
-        size = [min(length, longest) for length in image.shape[1:]]
-        reduced.append(image if list(image.shape[1:]) == size else resize_volume(image, size))
-    return torch.stack(reduced)
+        stacked[place] = image if list(image.shape[1:]) == size else resize_volume(image, size)
+    return stacked
+
+
+def _reduced_size(image: Tensor) -> list[int]:
+    """What classifiers see of an image (C, H, W, D), as (H, W, D)."""
+    longest = WORKING_SIZE[3 if min(image.shape[1:]) > 1 else 2]
+    return [min(length, longest) for length in image.shape[1:]]
