@@ -94,6 +94,30 @@ def test_what_could_be_an_image_is_left_out_by_name(tmp_path: Path) -> None:
     assert [name for name, _ in left_out(images)] == ["0.png", "1.png"]
 
 
+def test_images_of_formats_that_are_not_read_are_left_out_by_name(tmp_path: Path) -> None:
+    pictures(tmp_path / "flat", 1)
+    names = ("a.bmp", "b.WebP", "c.gif", "d.mnc", "e.nii.bz2", "f.mgz", "masks/g.jp2")
+    for name in (*names, "h.json", "i.csv", "j.txt", "k.pdf", "l.csv.gz", "README", "README.md", ".hidden.bmp"):
+        (tmp_path / "flat" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "flat" / name).write_text("any", encoding="utf-8")
+    images = ImageSet(tmp_path / "flat")
+    assert images.names == ["0.png"]
+    assert [name for name, _ in left_out(images)] == list(names)
+    assert str(images.ignored[1]).endswith("b.WebP: .webp files are not read")
+
+
+def test_voxels_that_a_header_names_are_no_image_of_their_own(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.GetImageFromArray(voxels((8, 9, 6))), tmp_path / "a.mhd")
+    (tmp_path / "a.raw").rename(tmp_path / "a.img")
+    header = (tmp_path / "a.mhd").read_text(encoding="utf-8")
+    (tmp_path / "a.mhd").write_text(header.replace("a.raw", "a.img"), encoding="utf-8")
+    images = ImageSet(tmp_path, intensity="minmax")
+    assert images.names == ["a.mhd"] and images.ignored == []
+    (tmp_path / "b.img").write_bytes(b"0")
+    assert left_out(ImageSet(tmp_path, intensity="minmax")) == [("b.img", ".img files are not read")]
+
+
 def test_linked_folders_count_and_hidden_ones_do_not_where_2d_or_3d_is_found_out(tmp_path: Path) -> None:
     write_nifti(tmp_path / "set" / ".hidden" / "a.nii.gz")
     (tmp_path / "set" / "linked").symlink_to(pictures(tmp_path / "elsewhere", 2), target_is_directory=True)

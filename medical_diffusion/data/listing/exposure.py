@@ -18,7 +18,7 @@ from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.files import file_hash
 
 _HASH_LENGTH = 16
-_DETACHED = (".mhd", ".nhdr")
+DETACHED = (".mhd", ".nhdr")
 """Headers whose voxels lie in files that they name."""
 _SHOWN_AFTER = 3.0
 """Seconds of hashing before a progress bar appears."""
@@ -34,7 +34,7 @@ def content_mark(path: Path, series_uid: str | None = None) -> str:
         files = [Path(f) for f in series or path.iterdir()]
         files = [f for f in files if f.is_file() and not f.name.startswith(".")]
     else:
-        files = [path, *(_named_files(path) if path.suffix.lower() in _DETACHED else ())]
+        files = [path, *(named_files(path) if path.suffix.lower() in DETACHED else ())]
     digests = sorted(_file_mark(file) for file in files)
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -55,7 +55,7 @@ def _whole_hash(path: Path, size: int, modified: int) -> str:
     return file_hash(path)
 
 
-def _named_files(header: Path) -> list[Path]:
+def named_files(header: Path) -> list[Path]:
     """Files of voxels that the lines of a text header end with."""
     lines = header.read_text(encoding="latin-1").splitlines()
     named = (line.replace("=", ":").rpartition(":")[2].strip() for line in lines)

@@ -17,7 +17,9 @@ from medical_diffusion.data.checks import Fault
 from medical_diffusion.data.listing.class_folders import label_by_folder
 from medical_diffusion.data.listing.discovery import DATASET_DIR, in_label_folder, scan_volumes, walk_files
 from medical_diffusion.data.listing.entries import locate
+from medical_diffusion.data.listing.exposure import DETACHED, named_files
 from medical_diffusion.data.listing.tables import read_table
+from medical_diffusion.data.listing.unread_formats import image_suffix
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.reading.formats import is_flat_format, kind_of
 from medical_diffusion.data.reading.headers import read_header
@@ -104,14 +106,18 @@ def _is_beside(path: Path, generated: set[Path]) -> bool:
 
 
 def _of_another_kind(root: Path, planar: bool, generated: set[Path]) -> list[LeftOut]:
-    """Files below folders of labels, and flat images beside volumes."""
+    """Files below folders of labels, flat images beside volumes, and images of formats that are not read."""
     found = []
-    for path in walk_files(root):
+    files = list(walk_files(root))
+    voxels = {named for path in files if path.suffix.lower() in DETACHED for named in named_files(path)}
+    for path in files:
         if kind_of(path, planar) is not None:
             if in_label_folder(root, path):
                 found.append(LeftOut(path, "its folder is named as one of labels"))
         elif is_flat_format(path) and not (path.parent in generated and path.name == PREVIEW):
             found.append(LeftOut(path, "flat images do not count beside volumes"))
+        elif path not in voxels and not is_flat_format(path) and (suffix := image_suffix(path)):
+            found.append(LeftOut(path, f"{suffix} files are not read"))
     return found
 
 
