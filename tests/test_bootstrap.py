@@ -39,6 +39,12 @@ def test_agrees_with_scipy() -> None:
     assert deviation == pytest.approx(values.std() / math.sqrt(60), rel=0.03), "the closed form for a mean"
 
 
+def test_one_value_is_no_error_as_it_is_to_scipy() -> None:
+    assert str(bootstrap_interval([2.0])) == "2.000"
+    with pytest.raises(ValueError, match="two or more observations"):
+        stats.bootstrap(([2.0],), np.mean)
+
+
 def test_covers_the_true_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(3)
     hits = 0

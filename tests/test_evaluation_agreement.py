@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_roc_auc
 from PIL import Image
 
 from medical_diffusion.errors import UserError
@@ -119,6 +120,9 @@ def test_area_under_roc_is_the_share_of_ordered_pairs():
     scores, positive = rng.integers(0, 6, 40), rng.random(40) < 0.4
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
     assert area_under_roc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert area_under_roc(scores, positive) == pytest.approx(
+        compute_roc_auc(torch.from_numpy(scores), torch.from_numpy(positive).int())
+    )
     assert math.isnan(area_under_roc(scores, np.ones(40, bool)))
 
 

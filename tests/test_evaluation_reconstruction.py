@@ -9,6 +9,7 @@ import torch
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.reconstruction import (
     ReconstructionScore,
+    mean_squared_error,
     psnr,
     reconstruction_metrics,
     summarise,
@@ -26,6 +27,13 @@ def test_metrics_of_a_known_error() -> None:
     assert metrics["psnr"][2] == math.inf
     assert metrics["ms_ssim"][0] > metrics["ms_ssim"][1]
     assert metrics["ms_ssim"][2] == pytest.approx(1)
+
+
+def test_errors_are_means_in_double_precision() -> None:
+    x, y = torch.rand(2, 1, 8, 8, 8), torch.rand(2, 1, 8, 8, 8)
+    error = ((x.double() - y.double()) ** 2).mean((1, 2, 3, 4))
+    torch.testing.assert_close(mean_squared_error(x, y), error, rtol=1e-14, atol=0)
+    torch.testing.assert_close(psnr(x, y, 2.0), 10 * torch.log10(4 / error), rtol=1e-14, atol=0)
 
 
 def test_psnr_is_the_same_in_every_unit() -> None:

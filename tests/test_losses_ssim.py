@@ -50,6 +50,18 @@ def test_equals_monai_where_monai_works(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(ssim(x, y, data_range=2), theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_equals_monai_at_all_scales_and_goes_on_where_monai_refuses() -> None:
+    from monai.metrics import MultiScaleSSIMMetric
+
+    theirs = MultiScaleSSIMMetric(spatial_dims=2, data_range=2.0)
+    x, y = pair(1, 1, 176, 190)
+    torch.testing.assert_close(ms_ssim(x, y, 2), theirs(x, y)[:, 0], rtol=1e-3, atol=1e-4)
+    x, y = pair(1, 1, 175, 190)
+    with pytest.raises(ValueError, match="image height must be larger"):
+        theirs(x, y)
+    assert 0 < ms_ssim(x, y, 2) < 1
+
+
 def test_equals_monai_at_several_scales() -> None:
     from monai.metrics import MultiScaleSSIMMetric
 

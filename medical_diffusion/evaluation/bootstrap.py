@@ -8,6 +8,9 @@ resamples is one matrix product.
 The unit that is drawn must be what is independent: a subject, never a slice, a voxel or a repetition on the same
 subject. Below some ten subjects the interval is too narrow. Resampling with replacement makes duplicates, which
 distances between distributions (FID, KID) take for less variety: it is for means, not for those.
+
+``scipy.stats.bootstrap`` gives the same interval but for chance, and is not used because it refuses fewer than two
+values, where a report has to go on and say so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Pairs are drawn at random among all pairs of distinct images, each at most once. 1 means that all are the same image;
 a generator should come near the value of real images, from either side: below it lies variety that is not anatomy. The
-similarity is that of the loss, over as many scales as the size allows, so small, anisotropic and flat images work.
+similarity is that of the loss, over as many scales as the size allows, so small, anisotropic and flat images work
+(:mod:`medical_diffusion.losses.ssim` says why it is not MONAI's, which has no mean over pairs and no interval either).
 
 The interval. Pairs that share an image are not independent, so neither the deviation of the pairs nor a bootstrap over
 pairs tells the uncertainty, and a bootstrap over images pairs copies of an image with itself. With e_ij the similarity

@@ -3,7 +3,9 @@
 **Permutation test.** If two generators draw from one distribution, which of them drew a sample is a label without
 meaning. The labels are exchanged at random n times; with b the number of times that the difference between the two is
 at least as large in magnitude as the observed one, p = (b + 1) / (n + 1) is a valid p-value at any number of samples
-(Phipson & Smyth 2010): never 0.
+(Phipson & Smyth 2010): never 0. ``scipy.stats.permutation_test`` is not used: it computes the statistic anew for each
+permutation, where KID and FID here share what permutations have in common, and it doubles the smaller tail instead of
+counting magnitudes.
 
 **Subsampling.** The bootstrap draws with replacement, about a third of its images twice or more. FID, KID and balls
 around neighbours take copies for less variety, so their bootstrap values lie around another figure than the one in

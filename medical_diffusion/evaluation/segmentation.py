@@ -1,6 +1,9 @@
 """Agreement of a segmentation with its reference, per class and case: Dice, 95 % Hausdorff and mean surface distance.
 
-Distances are in millimetres between the surfaces in both directions (MONAI's, with the voxels' spacing). Where a class
+Distances are in millimetres between the surfaces in both directions (MONAI's, with the voxels' spacing). Dice is
+counted here, since MONAI's ``compute_dice`` treats a class that the reference does not hold alike whether it was
+predicted or not (NaN), or calls its absence from both a perfect 1 (``ignore_empty=False``); MONAI's distances are then
+NaN or infinite. Where a class
 
 - is in neither map, there is nothing to judge: all three are None and the case does not count for the class;
 - is in one map alone, Dice is 0 and both distances are the diagonal of the volume, the largest that could be: a

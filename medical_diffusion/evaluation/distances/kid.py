@@ -5,6 +5,11 @@
 
 Leaving out i = j makes it unbiased: its expectation does not depend on the number of images, unlike that of FID, and a
 value below 0 is a rounding of chance, not an error. It is averaged over random subsets, drawn without replacement.
+
+Why no library's: MONAI's ``MMDMetric`` has a linear kernel and takes two sets of one size only; torchmetrics draws
+subsets from torch's global generator, so that figures need not repeat, and takes images through a network instead of
+features; torch-fidelity's is the same estimate, but is imported with torchvision only. Both cube in the features' type:
+float32 changes the fourth digit at 2048 features.
 """
 
 from __future__ import annotations

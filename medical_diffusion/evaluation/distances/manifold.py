@@ -13,6 +13,9 @@ the real images has a large ball and lifts precision; density and coverage forgi
 Squared distances are |x|² + |y|² - 2 x.y, a matrix product in float32 over chunks. Its rounding is about 1e-6 of the
 norms, so a point counts as in a ball up to ``TOLERANCE`` of them: copies of an image, at distance 0 or exactly on the
 border of a ball, are inside whatever the rounding.
+
+Why no library's: MONAI and torchmetrics have none of the four, torch-fidelity the first two only, with whole matrices
+of distances in memory by default.
 """
 
 from __future__ import annotations
