@@ -73,6 +73,9 @@ def test_a_report_is_complete_and_the_gate_fires(
     assert near["n_strangers"] == 24
     assert set(bad["figures"]) <= set(BETTER), "a figure without a word on which way is better"
     assert len(bad["nearest_in_features"]) == 10
+    copied = {pair["sample"]: pair for pair in bad["nearest_in_features"] if pair["sample"] >= 12}
+    assert {n: pair["training_image"] for n, pair in copied.items()} == {12: 0, 13: 1, 14: 2, 15: 3}
+    assert {tuple(pair["flips"]) for pair in copied.values()} == {(1,)}
     assert "http" not in page
     assert "untrained network" in page
     for text in (page, (tmp_path / "report.md").read_text(encoding="utf-8")):
@@ -160,11 +163,12 @@ def test_the_hash_covers_what_changes_a_figure(folders: Path, tmp_path: Path, mo
     first = found()
     assert found("--synthetic", f"other={folders / 'copying'}") == first
     hashes = {first, found("--max_images", 9), found("--seed", 1)}
-    for place, value in (("report.settings.PAIRS", 7), ("copies.NOISE_LEVELS", (0.1, 0.2))):
+    changes = (("report.settings.PAIRS", 7), ("copies.NOISE_LEVELS", (0.1, 0.2)), ("feature_views.REDUCTION", 3))
+    for place, value in changes:
         with monkeypatch.context() as patched:
             patched.setattr(f"medical_diffusion.evaluation.{place}", value)
             hashes.add(found())
-    assert len(hashes) == 5
+    assert len(hashes) == 6
 
 
 def test_few_images_leave_figures_out_and_overlaps_are_told(

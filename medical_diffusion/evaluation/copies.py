@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from scipy.fft import dct
 from torch import Tensor
 from tqdm import tqdm
 
+from medical_diffusion.data.augmentation import flip_variants
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.errors import UserError
 
@@ -73,6 +74,12 @@ class CopySearch:
         training: images (C, H, W, D) of one shape by index, at least three; read once.
         progress: show a bar.
 
+    Attributes:
+        shape: of the images, (C, H, W, D).
+        size: at which they are compared, (H, W, D); see :func:`working_size`.
+        window: how many of its voxels are compared at once, (H, W, D).
+        flips: of a query that are tried, tuples of axes 0 (H), 1 (W), 2 (D), the empty one first.
+
     Raises:
         UserError: fewer than three images, or images that are all the same.
     """
@@ -83,18 +90,18 @@ class CopySearch:
         self.shape = tuple(training[0].shape)
         self.size = working_size(self.shape[1:])
         self._margin = [SHIFT if n >= 4 * SHIFT else 0 for n in self.size]
-        window = [n - 2 * m for n, m in zip(self.size, self._margin, strict=True)]
-        kept = _kept_coefficients(window, self.shape[0])
+        self.window = [n - 2 * m for n, m in zip(self.size, self._margin, strict=True)]
+        kept = _kept_coefficients(self.window, self.shape[0])
         self._bases = [
             torch.from_numpy(dct(np.eye(n), axis=0, norm="ortho")[:k]).float()
-            for n, k in zip(window, kept, strict=True)
+            for n, k in zip(self.window, kept, strict=True)
         ]
-        self._flips = list(_subsets([axis for axis in range(3) if window[axis] > 1]))
+        self.flips = flip_variants([axis for axis in range(3) if self.window[axis] > 1])
         signs = [torch.tensor([(-1.0) ** k for k in range(n)]) for n in kept]
-        self._signs = torch.stack([self._sign(signs, axes) for axes in self._flips])
-        self._offsets = list(itertools.product(*[range(2 * m + 1) for m in self._margin]))
+        self._signs = torch.stack([self._sign(signs, axes) for axes in self.flips])
+        self._shifts = list(itertools.product(*[range(-m, m + 1) for m in self._margin]))
         bar = tqdm(training, "Training images", unit="image", leave=False, disable=not progress)
-        rows = torch.stack([self._coefficients(image, [tuple(self._margin)])[0] for image in bar])
+        rows = torch.stack([self._coefficients(image, [(0, 0, 0)])[0] for image in bar])
         self._variance, self._rotation = _principal(rows - rows.mean(0))
         self._mean = rows.mean(0) @ self._rotation
         self._training = rows @ self._rotation - self._mean
@@ -126,19 +133,18 @@ class CopySearch:
         for n in tqdm(range(len(queries)), label, unit="image", leave=False, disable=not label):
             found.append(self._best(queries[n], -1 if exclude is None else exclude[n]))
         scores, indices, variants, correlations = zip(*found, strict=True)
-        places = [divmod(v, len(self._offsets)) for v in variants]
-        shifts = [tuple(o - m for o, m in zip(self._offsets[p[1]], self._margin, strict=True)) for p in places]
+        places = [divmod(v, len(self._shifts)) for v in variants]
         return Matches(
             torch.tensor(scores),
             torch.tensor(indices),
-            [self._flips[p[0]] for p in places],
-            shifts,
+            [self.flips[p[0]] for p in places],
+            [self._shifts[p[1]] for p in places],
             torch.tensor(correlations),
         )
 
     def _best(self, query: Tensor, exclude: int) -> tuple[float, int, int, float]:
-        windows = self._coefficients(query, self._offsets)
-        raw = (self._signs[:, None] * windows).flatten(0, 1) @ self._rotation  # (flips * offsets, K)
+        windows = self._coefficients(query, self._shifts)
+        raw = (self._signs[:, None] * windows).flatten(0, 1) @ self._rotation  # (flips * shifts, K)
         whitening = (self._variance + SEARCH_NOISE).rsqrt()
         whitened = (raw - self._mean) * whitening
         references = self._training * whitening
@@ -167,13 +173,26 @@ class CopySearch:
             best = torch.maximum(best, (stranger[:, None] - distance / level) / 2)
         return best
 
-    def _coefficients(self, image: Tensor, offsets: Sequence[tuple[int, ...]]) -> Tensor:
-        """Low coefficients of each window of an image, ``(offsets, K)``."""
+    def windows(self, image: Tensor, shifts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Parts of an image, reduced to ``size``, that the search compares: its middle, moved by each shift.
+
+        Args:
+            image: (C, H, W, D) of ``shape``.
+            shifts: in voxels of ``size``, three each, in [-``SHIFT``, ``SHIFT``]; 0 along axes of fewer than 8.
+
+        Returns:
+            (shifts, C, *``window``), float32.
+        """
         image = image.float()
         if tuple(image.shape[1:]) != self.size:
             image = resize_volume(image, self.size)
-        window = [n - 2 * m for n, m in zip(self.size, self._margin, strict=True)]
-        x = torch.stack([image[:, a : a + window[0], b : b + window[1], c : c + window[2]] for a, b, c in offsets])
+        starts = [[m + s for m, s in zip(self._margin, shift, strict=True)] for shift in shifts]
+        h, w, d = self.window
+        return torch.stack([image[:, a : a + h, b : b + w, c : c + d] for a, b, c in starts])
+
+    def _coefficients(self, image: Tensor, shifts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Low coefficients of each window of an image, ``(shifts, K)``."""
+        x = self.windows(image, shifts)
         x = x - x.mean((1, 2, 3, 4), keepdim=True)
         x = x / x.square().mean((1, 2, 3, 4), keepdim=True).sqrt().clamp_min(_SMALLEST)
         for axis, basis in zip((4, 3, 2), reversed(self._bases), strict=True):
@@ -228,8 +247,3 @@ def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     shrinkage = width / (count + width)
     variance, axes = torch.linalg.eigh(covariance * (1 - shrinkage) + diagonal * shrinkage)
     return variance.clamp_min(_SMALLEST).float(), axes.float()
-
-
-def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    for count in range(len(axes) + 1):
-        yield from itertools.combinations(axes, count)

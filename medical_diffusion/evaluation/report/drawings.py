@@ -34,10 +34,8 @@ def pairs(samples: Any, training: Any, copies: CopyRate, count: int = PAIRS) -> 
     above, below, listed = [], [], []
     matches = copies.matches
     for n in order:
-        reference: Tensor = training[int(matches.indices[n])]
-        size = working_size(reference.shape[1:])
-        above.append(tile(aligned(samples[n], matches.flips[n], matches.shifts[n], size)))
-        below.append(tile(reference))
+        above.append(_aligned_tile(samples[n], matches.flips[n], matches.shifts[n]))
+        below.append(tile(training[int(matches.indices[n])]))
         listed.append(
             {
                 "sample": n,
@@ -51,8 +49,8 @@ def pairs(samples: Any, training: Any, copies: CopyRate, count: int = PAIRS) -> 
 
 
 def feature_pairs(samples: Any, training: Any, listed: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Samples (above) and their nearest training images in the space of features (below)."""
-    above = [tile(samples[pair["sample"]]) for pair in listed]
+    """Samples (above) turned onto their nearest training images in the space of features (below)."""
+    above = [_aligned_tile(samples[pair["sample"]], pair["flips"], pair["shift"]) for pair in listed]
     below = [tile(training[pair["training_image"]]) for pair in listed]
     return np.concatenate([_grid(above, len(listed)), _grid(below, len(listed))])
 
@@ -128,6 +126,10 @@ def tile(image: Tensor) -> np.ndarray:
     top, left = (TILE - rows) // 2, (TILE - columns) // 2
     square[top : top + rows, left : left + columns] = resized.round().byte().numpy()
     return square
+
+
+def _aligned_tile(sample: Tensor, flips: Sequence[int], shift: Sequence[int]) -> np.ndarray:
+    return tile(aligned(sample, flips, shift, working_size(sample.shape[1:])))
 
 
 def _grid(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from medical_diffusion.evaluation.report.figures import (
     of_interval,
     sharpness_figure,
 )
-from medical_diffusion.evaluation.report.nearness import feature_copy_figure
+from medical_diffusion.evaluation.report.nearness import Nearness
 from medical_diffusion.evaluation.report.settings import settings
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
 from medical_diffusion.files import content_hash
@@ -156,12 +157,18 @@ def measure(
     report["ms_ssim_real"] = diversity[1]
     real_energies = energies(real)
     measurement = Measurement(report, features)
-    training, unseen = None, features["real"]
-    if train is not None:
-        training = extract_features(train, extractor, cache_dir, device=device, description="Features, train")
-        known = set(train.keys)
-        unseen = unseen[[key not in known for key in real.keys]]
-    search = _calibrate(measurement, real, train, seed, say) if train is not None else None
+    known = set(train.keys) if train is not None else set()
+    training = _Part(train, range(len(train))) if train is not None else None
+    unseen = _Part(real, [n for n, key in enumerate(real.keys) if key not in known])
+
+    @functools.cache
+    def voxels() -> CopySearch:
+        return CopySearch(training or [])
+
+    if training is not None:
+        say("search for copies of training images")
+        _calibrate(measurement, voxels, training, unseen, seed)
+    nearness = Nearness(training, unseen, voxels, extractor, cache_dir, device, seed)
     for name, images in held.items():
         say(f"figures of {name}")
         figures = distance_figures(features["real"], features[name], **common)
@@ -171,9 +178,9 @@ def measure(
             figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
         figures["high_frequency_ratio"] = sharpness_figure(energies(images), real_energies, seed)
         entry: dict[str, Any] = {"images": len(images), "figures": figures}
-        near, entry["nearest_in_features"] = feature_copy_figure(features[name], training, unseen, seed)
-        figures["feature_copy_ratio"] = {**near, "extractor": extractor.name}
-        figures["copy_rate"] = _copies(measurement, name, images, train, search, entry, seed)
+        figures["copy_rate"] = _copies(measurement, name, images, train, voxels, entry, seed)
+        matches = measurement.copies[name].matches if name in measurement.copies else None
+        figures["feature_copy_ratio"], entry["nearest_in_features"] = nearness.of(images, matches)
         report["generators"][name] = entry
     if labels is not None:
         trained = {} if train is None else {"train": train}
@@ -222,26 +229,17 @@ def _same_images(real: ReportImages, generators: Mapping[str, ReportImages], tra
 
 
 def _calibrate(
-    measurement: Measurement,
-    real: ReportImages,
-    train: ReportImages,
-    seed: int,
-    say: Callable[[str], None],
-) -> CopySearch | None:
-    say("search for copies of training images")
-    known = set(train.keys)
-    held_out = _Part(real, [n for n, key in enumerate(real.keys) if key not in known])
-    training = _Part(train, range(len(train)))
+    measurement: Measurement, voxels: Callable[[], CopySearch], training: _Part, held_out: _Part, seed: int
+) -> None:
     try:
-        search = CopySearch(training)
-        calibration = calibrate(search, training, held_out if len(held_out) >= FEWEST_STRANGERS else None, seed)
+        calibration = calibrate(voxels(), training, held_out if len(held_out) >= FEWEST_STRANGERS else None, seed)
     except UserError as error:
         measurement.report["memorisation"] = {"reason": str(error)}
-        return None
+        return
     low, high = calibration.false_alarm_interval
     measurement.calibration = calibration
     measurement.report["memorisation"] = {
-        "training_images": len(train),
+        "training_images": len(training),
         "threshold": calibration.threshold,
         "false_alarm_rate_of_threshold": calibration.false_alarm_rate,
         "false_alarms": figure(
@@ -251,7 +249,6 @@ def _calibrate(
         "sensitivity_to_planted_copies": calibration.sensitivity,
         "auroc_planted_copies": calibration.auroc,
     }
-    return search
 
 
 def _copies(
@@ -259,18 +256,18 @@ def _copies(
     name: str,
     images: _Part,
     train: ReportImages | None,
-    search: CopySearch | None,
+    voxels: Callable[[], CopySearch],
     entry: dict[str, Any],
     seed: int,
 ) -> Figure:
     if train is None:
         entry["verdict"] = "Memorisation was not examined: no training images were given."
         return absent("no training images were given (--train)")
-    if search is None or measurement.calibration is None:
+    if measurement.calibration is None:
         reason = measurement.report["memorisation"]["reason"]
         entry["verdict"] = f"Memorisation was not examined: {reason}"
         return absent(reason)
-    copies = copy_rate(images, search, measurement.calibration)
+    copies = copy_rate(images, voxels(), measurement.calibration)
     measurement.copies[name] = copies
     flagged, count = int(copies.flagged.sum()), len(copies.flagged)
     entry["flagged"] = flagged

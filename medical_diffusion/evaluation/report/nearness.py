@@ -2,46 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from medical_diffusion.errors import UserError
-from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS
-from medical_diffusion.evaluation.feature_copies import FeatureCopies, feature_copies
+from medical_diffusion.evaluation.copies import CopySearch, Matches
+from medical_diffusion.evaluation.feature_copies import FeatureMatches, FeatureSearch, feature_copies
+from medical_diffusion.evaluation.feature_views import KeyedImages, Views
+from medical_diffusion.evaluation.features import FeatureExtractor, extract_features
+from medical_diffusion.evaluation.features.exported import ExportedNetwork
 from medical_diffusion.evaluation.report.figures import Figure, absent, of_interval
 
 LISTED = 10
 
 
-def feature_copy_figure(
-    samples: np.ndarray, training: np.ndarray | None, held_out: np.ndarray, seed: int
-) -> tuple[Figure, list[dict[str, Any]]]:
-    """The figure ``feature_copy_ratio``, and the samples nearest to a training image, the nearest first.
+class Nearness:
+    """How near the samples of generators are to training images; nothing is computed before it is asked for.
 
     Args:
-        samples: features (N, F).
-        training: features (T, F); None where no training images were given.
-        held_out: features of the real images that are no training images; with fewer than ten, training images stand in
-            for strangers.
+        training: what the generators were trained on; None where that is not known.
+        held_out: real images that are no training images.
+        voxels: gives the search in voxels over the training images.
+        extractor: of features; an exported network, which may take one size only, gets views of the images' size.
+        cache_dir: of features.
+        device: of the extractor.
         seed: of what is drawn.
     """
-    if training is None:
-        return absent("no training images were given (--train)"), []
-    try:
-        strangers = held_out if len(held_out) >= FEWEST_STRANGERS else None
-        copies = feature_copies(samples, training, strangers, seed)
-    except UserError as error:
-        return absent(error, seed=seed), []
-    common = {"p": copies.p_value, "nearer_than_strangers": copies.nearer, "strangers": copies.source}
-    return of_interval(copies.ratio, seed=seed, n_strangers=copies.strangers, **common), _nearest(copies)
+
+    def __init__(
+        self,
+        training: KeyedImages | None,
+        held_out: KeyedImages,
+        voxels: Callable[[], CopySearch],
+        extractor: FeatureExtractor,
+        cache_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self._training, self._held_out, self._voxels, self._seed = training, held_out, voxels, seed
+        self._extractor, self._cache_dir, self._device = extractor, cache_dir, device
+
+    def of(self, samples: KeyedImages, matches: Matches | None = None) -> tuple[Figure, list[dict[str, Any]]]:
+        """The figure ``feature_copy_ratio``, and the samples nearest to a training image, the nearest first.
+
+        Args:
+            samples: of one generator.
+            matches: of these in the search in voxels, where they are known already.
+        """
+        if self._training is None:
+            return absent("no training images were given (--train)"), []
+        try:
+            found = self._search.search(samples, matches)
+            strangers, source = self._strangers
+            copies = feature_copies(found.distances, strangers.distances, self._seed)
+        except UserError as error:
+            return absent(error, seed=self._seed), []
+        common = {"p": copies.p_value, "nearer_than_strangers": copies.nearer, "strangers": source}
+        figure = of_interval(
+            copies.ratio, seed=self._seed, extractor=self._extractor.name, n_strangers=copies.strangers, **common
+        )
+        return figure, _nearest(found)
+
+    @cached_property
+    def _search(self) -> FeatureSearch:
+        assert self._training is not None
+        full_size = isinstance(self._extractor, ExportedNetwork)
+        return FeatureSearch(self._training, self._voxels(), self._extract, full_size)
+
+    @cached_property
+    def _strangers(self) -> tuple[FeatureMatches, str]:
+        return self._search.strangers(self._held_out, self._seed)
+
+    def _extract(self, views: Views, label: str) -> Any:
+        return extract_features(views, self._extractor, self._cache_dir, device=self._device, description=label)
 
 
-def _nearest(copies: FeatureCopies) -> list[dict[str, Any]]:
-    order = copies.distances.argsort(kind="stable")[:LISTED].tolist()
+def _nearest(found: FeatureMatches) -> list[dict[str, Any]]:
+    """For JSON; ``flips`` and ``shift`` as in :class:`~medical_diffusion.evaluation.copies.Matches`."""
+    order = found.distances.argsort(kind="stable")[:LISTED].tolist()
     return [
-        {"sample": n, "training_image": int(copies.indices[n]), "distance": float(copies.distances[n])} for n in order
+        {
+            "sample": n,
+            "training_image": int(found.indices[n]),
+            "distance": float(found.distances[n]),
+            "flips": list(found.views[n].flips),
+            "shift": list(found.views[n].shift),
+        }
+        for n in order
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medical_diffusion.evaluation import copies, copy_rate
+from medical_diffusion.evaluation import copies, copy_rate, feature_views
 from medical_diffusion.evaluation.bootstrap import LEVEL, RESAMPLES
 from medical_diffusion.evaluation.distances.kid import SUBSET_SIZE, SUBSETS
 from medical_diffusion.evaluation.distances.manifold import NEIGHBOURS
@@ -48,6 +48,12 @@ def settings(utility_steps: int | None) -> dict[str, Any]:
             "sensitivity": [copy_rate.LEAST_SENSITIVITY, copy_rate.SENSITIVITY],
             "strangers": [copy_rate.FEWEST_STRANGERS, copy_rate.MAX_STRANGERS],
             "planted": {"images": copy_rate.PLANTED, "noise": copy_rate.PLANTED_NOISE},
+        },
+        "feature_copies": {
+            "mean": feature_views.MEAN,
+            "deviation": feature_views.DEVIATION,
+            "reduction": feature_views.REDUCTION,
+            "shortest_axis": feature_views.SHORTEST_AXIS,
         },
         "utility": None
         if utility_steps is None
