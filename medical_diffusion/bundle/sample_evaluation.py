@@ -159,7 +159,7 @@ class SampleEvaluation:
             self._extractor,
             train,
             {"real": self.settings.of_stage("data"), GENERATOR: self.samples.protocol},
-            self.folders.cache / "features",
+            self.folders.cache,
             self.settings.seed,
             self.device,
             logger.info,

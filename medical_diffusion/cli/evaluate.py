@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=GROUPS["evaluate"],
         description="Fidelity, diversity and memorisation of synthetic images or volumes of any generator, "
         "against real ones: report.html, report.md, report.json, figures.csv and pictures. "
-        "A second run takes features and the check of the files from the cache, and computes the rest again.",
+        "What was computed once is kept in the cache: a second run takes it from there, an interrupted one goes on.",
         epilog="Example: python -m medical_diffusion evaluate --real held_out/ --synthetic ours=samples/ "
         "--synthetic gan=stylegan/ --train training/ --output report/ --fail-if-memorised 0.01",
     )
@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that lies in each folder; of all sets, or of one: real=, train= or a generator's name",
     )
     add("--utility_steps", metavar="N", type=int, help="training steps of each classifier of that test (default 400)")
-    add("--cache_dir", metavar="DIR", help="features are kept there (default OUTPUT/cache)")
+    add("--cache_dir", metavar="DIR", help="features and figures are kept there (default OUTPUT/cache)")
     add("--seed", type=int, default=0, help="of everything drawn (default 0)")
     add("--device", default="cpu", help="of the extractor (default cpu)")
     add(
@@ -132,7 +132,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         extractor,
         train,
         {**real.protocol, "max_images": arguments.max_images, "labels": sorted(set(labels.values()))},
-        cache / "features",
+        cache,
         arguments.seed,
         device,
         _say,

@@ -117,7 +117,7 @@ def pair_interval(values: np.ndarray, pairs: np.ndarray, count: int, level: floa
     joint = float((sums**2).sum()) * images * (images - 1) / (images - 2) ** 2
     # chance can take the estimate below that of independent pairs
     variance = max(joint - squares, squares) / len(values) ** 2
-    half = t.ppf((1 + level) / 2, images - 1) * math.sqrt(variance)
+    half = float(t.ppf((1 + level) / 2, images - 1)) * math.sqrt(variance)
     return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), count)
 
 

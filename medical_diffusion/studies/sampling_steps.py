@@ -226,7 +226,8 @@ class _Measure:
     def __call__(self, samples: ImageSet, chosen: Sequence[int]) -> dict[str, Any]:
         features = extract_features(samples, self.extractor, self.cache, description="Features, samples")[list(chosen)]
         figures = distance_figures(self.features, features, seed=self.seed, extractor=self.extractor.name)
-        figures["high_frequency_ratio"] = sharpness_figure(energies(samples)[list(chosen)], self.energies, self.seed)
+        own = np.array(energies(samples))[list(chosen)]
+        figures["high_frequency_ratio"] = sharpness_figure(own, self.energies, self.seed)
         return {name: figures[name] for name in FIGURES}
 
     def report(self, real_dir: Path, common: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,14 @@ def floor_figures(real: np.ndarray, **more: Any) -> dict[str, Figure]:
     return figures
 
 
-def energies(images: Images) -> np.ndarray:
-    """High-frequency energy of each image (C, H, W, D), (N,)."""
-    return np.array([float(high_frequency_energy(images[n][None])) for n in range(len(images))])
+def energies(images: Images) -> list[float]:
+    """High-frequency energy of each image (C, H, W, D)."""
+    return [float(high_frequency_energy(images[n][None])) for n in range(len(images))]
 
 
-def sharpness_figure(synthetic: np.ndarray, real: np.ndarray, seed: int) -> Figure:
+def sharpness_figure(synthetic: Sequence[float] | np.ndarray, real: Sequence[float] | np.ndarray, seed: int) -> Figure:
     """Mean energy of synthetic images by that of real ones; the interval holds the chance in both sets."""
-    if real.mean() <= 0:
+    if np.mean(real) <= 0:
         return absent("the real images have no fine detail at all")
     return of_interval(bootstrap_ratio(synthetic, real, seed=seed), seed=seed)
 

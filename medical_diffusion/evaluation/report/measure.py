@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.copies import CopySearch
-from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, Calibration, CopyRate, calibrate, copy_rate
+from medical_diffusion.evaluation.copy_rate import Calibration, CopyRate
 from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
 from medical_diffusion.evaluation.features import FeatureExtractor, extract_features
 from medical_diffusion.evaluation.report.comparisons import compare
@@ -25,11 +25,12 @@ from medical_diffusion.evaluation.report.figures import (
     absent,
     distance_figures,
     energies,
-    figure,
     floor_figures,
     of_interval,
     sharpness_figure,
 )
+from medical_diffusion.evaluation.report.kept import KeptFigures
+from medical_diffusion.evaluation.report.memorisation import CopyFigures
 from medical_diffusion.evaluation.report.nearness import Nearness
 from medical_diffusion.evaluation.report.settings import settings
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
@@ -95,6 +96,10 @@ class _Part(Sequence[Tensor]):
         return self._held[index]
 
 
+def _whole(images: ReportImages) -> _Part:
+    return _Part(images, range(len(images)))
+
+
 def measure(
     real: ReportImages,
     generators: Mapping[str, ReportImages],
@@ -115,7 +120,7 @@ def measure(
         extractor: of features.
         train: what the generators were trained on; without it nothing is said of copies.
         protocol: how files became tensors, for the report.
-        cache_dir: of features.
+        cache_dir: of features and figures; what was computed from the same images in the same way is taken from there.
         seed: of all that is drawn.
         device: of the extractor.
         say: told what is done next.
@@ -129,7 +134,7 @@ def measure(
     if labels is not None:
         labels.check()
     warnings = _same_images(real, generators, train)
-    held = {name: _Part(images, range(len(images))) for name, images in generators.items()}
+    held = {name: _whole(images) for name, images in generators.items()}
     full_protocol = {
         "images": dict(protocol or {}),
         "extractor": extractor.protocol,
@@ -137,7 +142,13 @@ def measure(
         "seed": seed,
         "medical_diffusion": version("medical_diffusion"),
     }
-    common = {"seed": seed, "extractor": extractor.name}
+    keys = {"real": real.keys, **{name: images.keys for name, images in generators.items()}}
+    if train is not None:
+        keys["train"] = train.keys
+    features_dir, figures_dir = (None if cache_dir is None else Path(cache_dir) / of for of in ("features", "figures"))
+    of_features = KeptFigures(figures_dir, full_protocol, keys)
+    of_images = KeptFigures(figures_dir, {k: v for k, v in full_protocol.items() if k != "extractor"}, keys)
+    common: dict[str, Any] = {"seed": seed, "extractor": extractor.name}
     report: dict[str, Any] = {
         "protocol": full_protocol,
         "protocol_hash": content_hash(full_protocol),
@@ -148,45 +159,52 @@ def measure(
         "utility": {"reason": NOT_MEASURED},
     }
     say("features")
-    features = {"real": extract_features(real, extractor, cache_dir, device=device, description="Features, real")}
+    features = {"real": extract_features(real, extractor, features_dir, device=device, description="Features, real")}
     for name, images in held.items():
-        features[name] = extract_features(images, extractor, cache_dir, device=device, description=f"Features, {name}")
+        description = f"Features, {name}"
+        features[name] = extract_features(images, extractor, features_dir, device=device, description=description)
     say("real against real")
-    report["floor"] = floor_figures(features["real"], **common)
-    diversity = _tried_diversity(_Part(real, range(len(real))), seed)
+    report["floor"] = of_features("floor", ["real"], partial(floor_figures, features["real"], **common))
+    diversity = of_images("diversity", ["real"], partial(_tried_diversity, _whole(real), seed))
     report["ms_ssim_real"] = diversity[1]
-    real_energies = energies(real)
-    measurement = Measurement(report, features)
+    real_energies = of_images("energies", ["real"], partial(energies, real))
     known = set(train.keys) if train is not None else set()
-    training = _Part(train, range(len(train))) if train is not None else None
+    training = _whole(train) if train is not None else None
     unseen = _Part(real, [n for n, key in enumerate(real.keys) if key not in known])
-
-    @functools.cache
-    def voxels() -> CopySearch:
-        return CopySearch(training or [])
-
+    search = cache(partial(CopySearch, training or []))
+    copies = CopyFigures(training, unseen, search, of_images, seed)
     if training is not None:
         say("search for copies of training images")
-        _calibrate(measurement, voxels, training, unseen, seed)
-    nearness = Nearness(training, unseen, voxels, extractor, cache_dir, device, seed)
+        report["memorisation"] = copies.summary()
+    nearness = Nearness(training, unseen, search, extractor, features_dir, device, seed)
+    measurement = Measurement(report, features, copies.rates, copies.calibration)
+    origin = ["real", "train"] if training is not None else ["real"]
     for name, images in held.items():
         say(f"figures of {name}")
-        figures = distance_figures(features["real"], features[name], **common)
-        synthetic, figures["ms_ssim_synthetic"] = _tried_diversity(images, seed)
+        distances = partial(distance_figures, features["real"], features[name], **common)
+        figures = of_features("distances", ["real", name], distances)
+        diversities = of_images("diversity", [name], partial(_tried_diversity, images, seed))
+        synthetic, figures["ms_ssim_synthetic"] = diversities
         figures["ms_ssim_real"] = report["ms_ssim_real"]
         if synthetic is not None and diversity[0] is not None:
             figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
-        figures["high_frequency_ratio"] = sharpness_figure(energies(images), real_energies, seed)
+        own_energies = of_images("energies", [name], partial(energies, images))
+        figures["high_frequency_ratio"] = sharpness_figure(own_energies, real_energies, seed)
         entry: dict[str, Any] = {"images": len(images), "figures": figures}
-        figures["copy_rate"] = _copies(measurement, name, images, train, voxels, entry, seed)
-        matches = measurement.copies[name].matches if name in measurement.copies else None
-        figures["feature_copy_ratio"], entry["nearest_in_features"] = nearness.of(images, matches)
+        figures["copy_rate"], verdict = copies.of(name, images)
+        entry |= verdict
+        matches = copies.rates[name].matches if name in copies.rates else None
+        near = of_features("nearness", [name, *origin], partial(nearness.of, images, matches))
+        figures["feature_copy_ratio"], entry["nearest_in_features"] = near
         report["generators"][name] = entry
     if labels is not None:
         trained = {} if train is None else {"train": train}
-        _utility(measurement, {"real": real, **trained, **held}, labels, seed, say)
+        _utility(measurement, {"real": real, **trained, **held}, labels, of_images, seed, say)
     say("comparisons")
-    report["comparisons"] = compare(features, list(generators), seed)
+    report["comparisons"] = compare(features, list(generators), seed, of_features)
+    taken, computed = (sum(getattr(k, name) for k in (of_features, of_images)) for name in ("taken", "computed"))
+    if taken:
+        say(f"{taken} of {taken + computed} parts of the report were taken from {figures_dir}")
     return measurement
 
 
@@ -228,62 +246,16 @@ def _same_images(real: ReportImages, generators: Mapping[str, ReportImages], tra
     return found
 
 
-def _calibrate(
-    measurement: Measurement, voxels: Callable[[], CopySearch], training: _Part, held_out: _Part, seed: int
-) -> None:
-    try:
-        calibration = calibrate(voxels(), training, held_out if len(held_out) >= FEWEST_STRANGERS else None, seed)
-    except UserError as error:
-        measurement.report["memorisation"] = {"reason": str(error)}
-        return
-    low, high = calibration.false_alarm_interval
-    measurement.calibration = calibration
-    measurement.report["memorisation"] = {
-        "training_images": len(training),
-        "threshold": calibration.threshold,
-        "false_alarm_rate_of_threshold": calibration.false_alarm_rate,
-        "false_alarms": figure(
-            calibration.false_alarms / calibration.strangers, low, high, n=calibration.strangers, seed=seed
-        ),
-        "strangers": calibration.source,
-        "sensitivity_to_planted_copies": calibration.sensitivity,
-        "auroc_planted_copies": calibration.auroc,
-    }
-
-
-def _copies(
-    measurement: Measurement,
-    name: str,
-    images: _Part,
-    train: ReportImages | None,
-    voxels: Callable[[], CopySearch],
-    entry: dict[str, Any],
-    seed: int,
-) -> Figure:
-    if train is None:
-        entry["verdict"] = "Memorisation was not examined: no training images were given."
-        return absent("no training images were given (--train)")
-    if measurement.calibration is None:
-        reason = measurement.report["memorisation"]["reason"]
-        entry["verdict"] = f"Memorisation was not examined: {reason}"
-        return absent(reason)
-    copies = copy_rate(images, voxels(), measurement.calibration)
-    measurement.copies[name] = copies
-    flagged, count = int(copies.flagged.sum()), len(copies.flagged)
-    entry["flagged"] = flagged
-    expected = 100 * measurement.calibration.false_alarm_rate
-    entry["verdict"] = (
-        f"{flagged} of {count} samples are nearer to a training image than {100 - expected:g} % of strangers are: "
-        f"copy rate {100 * copies.rate:.2f} % (95 % interval {100 * copies.low:.2f} to {100 * copies.high:.2f} %)."
-    )
-    return figure(copies.rate, copies.low, copies.high, n=count, seed=seed, flagged=flagged)
-
-
 def _utility(
-    measurement: Measurement, images: Mapping[str, Any], labels: Labels, seed: int, say: Callable[[str], None]
+    measurement: Measurement,
+    images: Mapping[str, Any],
+    labels: Labels,
+    kept: KeptFigures,
+    seed: int,
+    say: Callable[[str], None],
 ) -> None:
     report = measurement.report
-    figures, report["utility"] = utility_figures(images, labels, seed, say)
+    figures, report["utility"] = utility_figures(images, labels, seed, say, kept)
     learned_from_real = figures.pop("train", absent("no training images were given (--train)"))
     report["utility"]["auroc_real"] = learned_from_real
     for name, area in figures.items():

@@ -57,5 +57,10 @@ def settings(utility_steps: int | None) -> dict[str, Any]:
         },
         "utility": None
         if utility_steps is None
-        else {"steps": utility_steps, "most_images": utility.MOST_IMAGES, "working_size": utility.WORKING_SIZE},
+        else {
+            "steps": utility_steps,
+            "most_images": utility.MOST_IMAGES,
+            "most_bytes": utility.MOST_BYTES,
+            "working_size": utility.WORKING_SIZE,
+        },
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.evaluation.report.figures import Figure, absent, of_interval
+from medical_diffusion.evaluation.report.kept import NOTHING_KEPT, KeptFigures
 from medical_diffusion.evaluation.utility import utility_auroc
 
 WORKING_SIZE = {2: 64, 3: 32}
@@ -83,7 +85,11 @@ class Labels:
 
 
 def utility_figures(
-    images: Mapping[str, Any], labels: Labels, seed: int = 0, say: Callable[[str], None] = lambda _: None
+    images: Mapping[str, Any],
+    labels: Labels,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    kept: KeptFigures = NOTHING_KEPT,
 ) -> tuple[dict[str, Figure], dict[str, Any]]:
     """AUROC on real test images of a classifier of the training images, "train", and of each generator's samples.
 
@@ -92,6 +98,7 @@ def utility_figures(
         labels: checked, see :meth:`Labels.check`.
         seed: of what is drawn, of weights and order.
         say: told what is done next.
+        kept: figures of earlier runs, of the same sets.
 
     Returns:
         the figures by set, without "real"; what they have in common: ``classes``, ``n_train``, ``n_test``, ``size``,
@@ -115,30 +122,30 @@ def utility_figures(
     held = min(MOST_IMAGES, MOST_BYTES // (VALUE_BYTES * len(first) * math.prod(_reduced_size(first))))
     count = min([held, *(len(images[key]) for key in arms)])
     shown = [tested[n] for n in spread([of["real"][n] for n in tested], held, seed)]
-    test, truth = _stacked(images["real"], shown), [of["real"][n] for n in shown]
+    truth = [of["real"][n] for n in shown]
+    test = cache(partial(_stacked, images["real"], shown))
     common = {
         "classes": list(labels.classes),
         "n_train": count,
         "n_test": len(shown),
-        "size": list(test.shape[2:]),
+        "size": _reduced_size(first),
         "held_out": "train" in images,
     }
+
+    def learned(key: str, chosen: Sequence[int], classes: Sequence[int]) -> Figure:
+        try:
+            seen = _stacked(images[key], chosen)
+            area = utility_auroc(seen, classes, test(), truth, labels.classes, labels.steps, seed)
+        except UserError as error:
+            return absent(error, seed=seed)
+        return of_interval(area, seed=seed, n_train=count)
+
     for key in arms:
         say(f"classifier of {key}")
         chosen = spread(of[key], count, seed)
-        try:
-            area = utility_auroc(
-                _stacked(images[key], chosen),
-                [of[key][n] for n in chosen],
-                test,
-                truth,
-                labels.classes,
-                labels.steps,
-                seed,
-            )
-            figures[key] = of_interval(area, seed=seed, n_train=count)
-        except UserError as error:
-            figures[key] = absent(error, seed=seed)
+        classes = [of[key][n] for n in chosen]
+        origin = [chosen, classes, shown, truth, labels.classes, labels.steps]
+        figures[key] = kept("utility", [key, "real"], partial(learned, key, chosen, classes), origin)
     failed = [f"{key}: {figures[key]['reason']}" for key in arms if "reason" in figures[key]]
     if len(failed) == len(arms):
         return figures, {"reason": "; ".join(failed)}
