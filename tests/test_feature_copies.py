@@ -24,6 +24,7 @@ from medical_diffusion.evaluation.feature_copies import (
 )
 from medical_diffusion.evaluation.feature_views import View, Views, view_size
 from medical_diffusion.evaluation.features import create_extractor, extract_features
+from medical_diffusion.evaluation.report.drawings import feature_pairs
 from medical_diffusion.evaluation.report.nearness import Nearness, nearness_note
 
 
@@ -152,7 +153,7 @@ def test_views_are_alike_in_brightness_and_contrast_and_reduced(training: Keyed,
     brighter = Keyed(0.4 * training.images + 0.3)
     views = [Views(of, [View(3, (1,), (2, -1, 0))], voxels)[0] for of in (training, brighter)]
     torch.testing.assert_close(*views, atol=1e-5, rtol=0)
-    assert views[0].shape == (1, *view_size(voxels)) == (1, 14, 12, 1)
+    assert views[0].shape == (1, *view_size(voxels)) == (1, 10, 8, 1)
     assert views[0].mean().abs() < 0.02
     assert float(views[0].std()) == pytest.approx(feature_views.DEVIATION, abs=0.02)
     assert Views(training, [View(3)], voxels, full_size=True)[0].shape == training[3].shape
@@ -220,6 +221,15 @@ def test_an_exported_network_gets_views_of_the_size_it_knows(
     torch.jit.save(torch.jit.trace(network, torch.zeros(1, 1, 32, 28)), str(path))
     entry, _ = Nearness(training, images(12, 1), lambda: voxels, create_extractor(path, 2)).of(images(4, 2))
     assert entry["value"] > 0
+
+
+def test_the_picture_shows_samples_turned_onto_their_matches(training: Keyed) -> None:
+    sample = training[3].roll((2, -1), (1, 2)).flip([2])
+    pair = {"sample": 0, "training_image": 3, "flips": [1], "shift": [2, 1, 0]}
+    picture = feature_pairs([sample], training, [pair])
+    above, below = np.split(picture, 2)
+    np.testing.assert_array_equal(above, below)
+    assert (feature_pairs([sample], training, [{**pair, "flips": []}])[: len(above)] != below).any()
 
 
 def test_bad_features_are_named() -> None:

@@ -163,7 +163,7 @@ def test_the_hash_covers_what_changes_a_figure(folders: Path, tmp_path: Path, mo
     first = found()
     assert found("--synthetic", f"other={folders / 'copying'}") == first
     hashes = {first, found("--max_images", 9), found("--seed", 1)}
-    changes = (("report.settings.PAIRS", 7), ("copies.NOISE_LEVELS", (0.1, 0.2)), ("feature_views.REDUCTION", 3))
+    changes = (("report.settings.PAIRS", 7), ("copies.NOISE_LEVELS", (0.1, 0.2)), ("feature_views.AVERAGED", 9))
     for place, value in changes:
         with monkeypatch.context() as patched:
             patched.setattr(f"medical_diffusion.evaluation.{place}", value)

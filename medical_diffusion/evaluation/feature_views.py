@@ -2,7 +2,7 @@
 
 A view is the window that :class:`~medical_diffusion.evaluation.copies.CopySearch` compares, moved and then mirrored. At
 full size the noise of a copy moves the features of the extractor ``random`` further than strangers lie apart, so each
-voxel of a view is the mean of at least ``REDUCTION`` voxels an axis.
+voxel of a view is the mean of about ``AVERAGED`` voxels or more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from medical_diffusion.files import content_hash
 MEAN = 0.0
 DEVIATION = 0.4
 """Of every view's values, before they are cut off at -1 and 1."""
-REDUCTION = 2
+AVERAGED = 8
 SHORTEST_AXIS = 4
 """Voxels that an axis keeps."""
 _SMALLEST = 1e-6
@@ -81,9 +81,10 @@ class Views(Sequence[Tensor]):
 
 
 def view_size(search: CopySearch) -> tuple[int, int, int]:
-    """Voxels (H, W, D) of the views: those of a window, fewer where its voxels are not yet means of ``REDUCTION``."""
+    """Voxels (H, W, D) of the views: those of a window, fewer where these are means of fewer than ``AVERAGED``."""
+    reduction = AVERAGED ** (1 / max(1, sum(n > 1 for n in search.window)))
     h, w, d = (
-        min(window, max(SHORTEST_AXIS, round(window * full / (size * REDUCTION))))
+        min(window, max(SHORTEST_AXIS, round(window * full / (size * reduction))))
         for full, size, window in zip(search.shape[1:], search.size, search.window, strict=True)
     )
     return (h, w, d)

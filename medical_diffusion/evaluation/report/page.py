@@ -59,7 +59,7 @@ def _images_of_generators(report: Mapping[str, Any], pictures: Mapping[tuple[str
             scores = ", ".join(_score(pair) for pair in generator["nearest"])
             yield _figure(caption, pictures["nearest", name], small=f"Scores: {scores}")
         if ("nearest_features", name) in pictures:
-            caption = f"Nearest training images of {name} by features: samples above, training images below"
+            caption = f"Nearest training images of {name} by features: samples above, turned onto those below"
             yield _figure(caption, pictures["nearest_features", name])
 
 

@@ -52,7 +52,7 @@ def settings(utility_steps: int | None) -> dict[str, Any]:
         "feature_copies": {
             "mean": feature_views.MEAN,
             "deviation": feature_views.DEVIATION,
-            "reduction": feature_views.REDUCTION,
+            "averaged": feature_views.AVERAGED,
             "shortest_axis": feature_views.SHORTEST_AXIS,
         },
         "utility": None
