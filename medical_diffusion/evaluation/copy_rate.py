@@ -39,6 +39,8 @@ PLANTED = 60
 PLANTED_NOISE = 0.1
 """5 % of the range [-1, 1]."""
 FEWEST_STRANGERS = 10
+HELD_OUT = "held-out real images"
+LEFT_OUT = "training images, each compared with the others"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def calibrate(
     scores = search.search(_Chosen(source, chosen), exclude, label).scores
     planted = _Planted(training, np.sort(generator.permutation(len(training))[:PLANTED]).tolist(), seed)
     found = search.search(planted, label="Planted copies" if progress else "").scores
-    name = "training images, each compared with the others" if held_out is None else "held-out real images"
+    name = LEFT_OUT if held_out is None else HELD_OUT
     for related, rate in itertools.product((False, True), FALSE_ALARM_RATES):
         threshold = stranger_threshold(scores, rate, related)
         sensitivity = float((found > threshold).float().mean())

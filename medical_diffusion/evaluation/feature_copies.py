@@ -26,7 +26,7 @@ from tqdm import tqdm
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation.bootstrap import LEVEL, Interval, bootstrap_means
 from medical_diffusion.evaluation.copies import CopySearch, Matches
-from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, MAX_STRANGERS
+from medical_diffusion.evaluation.copy_rate import FEWEST_STRANGERS, HELD_OUT, LEFT_OUT, MAX_STRANGERS
 from medical_diffusion.evaluation.distances.checks import checked_pair
 from medical_diffusion.evaluation.feature_views import KeyedImages, View, Views
 from medical_diffusion.evaluation.permutation import permutation_test
@@ -34,8 +34,6 @@ from medical_diffusion.evaluation.permutation import permutation_test
 MINIMUM = 2
 """Images a set."""
 CHUNK = 512
-HELD_OUT = "held-out real images"
-LEFT_OUT = "training images, each compared with the others"
 
 Extract = Callable[[Views, str], np.ndarray]
 """Features (N, F) of views, with a label for a progress bar."""
