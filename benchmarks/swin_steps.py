@@ -8,14 +8,16 @@ default layout and on this package's, which runs channels-last; `masked` and `pa
 bundle: drawing masks, hiding, flips, the objective's loss, clipping. What the pretext task costs is their time beside
 `plain`. `finetune` is the step of the fine-tuning bundle, Dice and cross-entropy of two classes. Each runs in a process
 of its own, so that its peak memory is its own: the highest resident size above that after the imports, or on a GPU the
-most that was allocated. Times are medians after a warm-up, the fastest run in brackets, in float32. The last columns
-are volumes a second: of the step, and of the loader in one process that gives crops of that size from cached volumes;
-for `finetune` with label maps and the TorchIO augmentation. MONAI's class takes sizes from 64 on.
+most that was allocated. The processes take turns, a step each: a machine that slows down slows all of them. Times are
+medians after a warm-up, the fastest run in brackets, in float32; what is beside them are medians of the ratios within a
+turn. The last columns are volumes a second: of the step, and of the loader in one process that gives crops of that size
+from cached volumes; for `finetune` with label maps and the TorchIO augmentation. MONAI's class takes sizes from 64 on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -26,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from machine import matrix_rate
 
@@ -38,13 +42,13 @@ STEPS = {
 }
 BASELINES = ("monai", "plain")
 CLASSES = 2
-WARM_UP = 2
+WARM_UP = 1
 LOADED = 32
 VOLUMES = 4
 
 
-def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median and least seconds of a step, its peak memory in GB, and volumes a second from the loader."""
+def serve(name: str, size: int, feature: int, options: argparse.Namespace) -> None:
+    """Answer each line of the input by a step, with its seconds; at the end with memory in GB and the loader's rate."""
     import torch
     from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
@@ -82,20 +86,48 @@ def measure(name: str, size: int, feature: int, options: argparse.Namespace) -> 
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    seconds = []
-    for number in range(WARM_UP + options.runs):
+    for number, _ in enumerate(sys.stdin):
         start = time.perf_counter()
         step(number)
-        seconds.append(time.perf_counter() - start)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) / 1024**2
+        print(time.perf_counter() - start, flush=True)
+    numbers = {"memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imports) / 1024**2}
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1024**3
-    seconds = seconds[WARM_UP:]
-    numbers = {"step": statistics.median(seconds), "least": min(seconds), "memory": peak}
-    if name in BASELINES:
-        return numbers
-    rate = labelled_loading_rate if name == "finetune" else loading_rate
-    return {**numbers, "loading": rate(size, options.batch)}
+        numbers["memory"] = torch.cuda.max_memory_allocated() / 1024**3
+    if name not in BASELINES:
+        rate = labelled_loading_rate if name == "finetune" else loading_rate
+        numbers["loading"] = rate(size, options.batch)
+    print(json.dumps(numbers))
+
+
+def take_turns(size: int, feature: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Of each kind of step the ``seconds`` of every turn after the warm-up, ``memory`` and ``loading``."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--serve", str(size), str(feature)]
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for name in options.steps
+        }
+        turns = [
+            {name: float(_asked(process, "step\n")) for name, process in processes.items()}
+            for _ in range(WARM_UP + options.runs)
+        ]
+        return {
+            name: {"seconds": [turn[name] for turn in turns[WARM_UP:]], **json.loads(process.communicate()[0])}
+            for name, process in processes.items()
+        }
+
+
+def _asked(process: subprocess.Popen[str], line: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line)
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"a step failed: {' '.join(map(str, process.args))}")
+    return answer
 
 
 def loading_rate(size: int, batch: int) -> float:
@@ -153,11 +185,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        name, size, feature = options.measure
-        print(json.dumps(measure(name, int(size), int(feature), options)))
+    if options.serve:
+        size, feature, name = options.serve
+        serve(name, int(size), int(feature), options)
         return
 
     from importlib.metadata import version
@@ -173,25 +205,25 @@ def main() -> None:
     print("|---" * len(columns) + "|")
     for size in options.sizes:
         for feature in options.features:
-            baselines: dict[str, float] = {}
-            for name in options.steps:
-                command = [sys.executable, __file__, *sys.argv[1:], "--measure", name, str(size), str(feature)]
-                result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                n = json.loads(result.splitlines()[-1])
-                beside = " | ".join(relative(n["step"], baselines.get(other)) for other in BASELINES)
-                if name in BASELINES:
-                    baselines[name] = n["step"]
+            found = take_turns(size, feature, options)
+            for place, (name, n) in enumerate(found.items()):
+                before = {other: found[other] for other in list(found)[:place]}
+                beside = " | ".join(relative(n, before.get(other)) for other in BASELINES)
                 loaded = f"{n['loading']:.1f}" if "loading" in n else ""
+                seconds = statistics.median(n["seconds"])
                 print(
-                    f"| {size}³ | {feature} | {STEPS[name]} | {n['step']:.3f} s ({n['least']:.3f}) | {beside} "
-                    f"| {n['memory']:.2f} GB | {options.batch / n['step']:.2f} | {loaded} |",
+                    f"| {size}³ | {feature} | {STEPS[name]} | {seconds:.3f} s ({min(n['seconds']):.3f}) | {beside} "
+                    f"| {n['memory']:.2f} GB | {options.batch / seconds:.2f} | {loaded} |",
                     flush=True,
                 )
 
 
-def relative(seconds: float, baseline: float | None) -> str:
+def relative(step: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     """How much longer than a baseline; nothing where there is none."""
-    return "" if baseline is None else f"{100 * (seconds / baseline - 1):+.0f} %"
+    if baseline is None:
+        return ""
+    ratios = [own / other for own, other in zip(step["seconds"], baseline["seconds"], strict=True)]
+    return f"{100 * (statistics.median(ratios) - 1):+.0f} %"
 
 
 def device_name(device: str) -> str:
