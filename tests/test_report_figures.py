@@ -11,7 +11,7 @@ from medical_diffusion.evaluation.report import comparisons, figures
 from medical_diffusion.evaluation.report.comparisons import compare
 from medical_diffusion.evaluation.report.figures import distance_figures
 from medical_diffusion.evaluation.report.notes import comparison
-from medical_diffusion.evaluation.report.tables import table
+from medical_diffusion.evaluation.report.tables import shown, table
 
 WITH_INTERVAL = ("fid", "kid", "precision", "recall", "density", "coverage")
 
@@ -119,11 +119,11 @@ def test_a_table_keeps_the_row_of_a_figure_that_one_generator_lacks_and_says_wha
         "utility": {"auroc_real": shared["auroc_real"]},
     }
     rows = {row[0]: row[2:] for row in table(report)}
-    assert rows["fid"] == ["1", "none: too few", "2 ± 0.3"]
-    assert rows["ms_ssim_gap"] == ["0.1", "", ""]
+    assert rows["fid"] == ["1.00", "none: too few", "2.00 ± 0.30"]
+    assert rows["ms_ssim_gap"] == ["0.100", "", ""]
     for kind in ("ms_ssim", "auroc"):
-        assert rows[f"{kind}_synthetic"] == ["0.5", "0.5", ""]
-        assert rows[f"{kind}_real"] == ["", "", "0.5 (not of halves)"]
+        assert rows[f"{kind}_synthetic"] == ["0.500", "0.500", ""]
+        assert rows[f"{kind}_real"] == ["", "", "0.500 (not of halves)"]
 
 
 def test_intervals_of_large_sets_come_from_smaller_shares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +164,19 @@ def test_a_figure_without_interval_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     for name in WITH_INTERVAL:
         assert entries[name]["low"] is None
         assert entries[name]["note"] == "no interval: a subset of 10 images would hold 8 of the smaller set, too few"
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"value": 3.5143, "low": 1.6366, "high": 5.3919}, "3.51 [1.64, 5.39]"),
+        ({"value": 0.002, "low": 5.06e-05, "high": 0.01109}, "0.0020 [0.0001, 0.0111]"),
+        ({"value": 0.0, "low": 0.0, "high": 0.0074}, "0.0000 [0.0000, 0.0074]"),
+        ({"value": -0.0131, "low": None, "high": None}, "-0.0131"),
+        ({"value": 1234.5}, "1234"),
+        ({"value": 0.00099, "std": 0.004, "n": 9}, "0.0010 ± 0.0040 (halves of 9)"),
+        ({"value": None, "reason": "too few"}, "none: too few"),
+    ],
+)
+def test_a_figure_is_written_to_the_place_that_it_is_known_to(entry: dict, text: str) -> None:
+    assert shown(entry) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ BETTER = {
 OF_REAL_IMAGES = ("ms_ssim_real", "auroc_real")
 """Figures of the real images alone, not of halves of them: they stand once, in the last column."""
 AXES = "HWD"
+DIGITS = 3
+MOST_DECIMALS = 4
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -58,14 +61,21 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def shown(entry: Mapping[str, Any], half: int | None = None) -> str:
-    """A figure as text with its interval, one of the floor with its deviation and its halves where not ``half``."""
-    if entry["value"] is None:
+    """A figure as text with its interval, one of the floor with its deviation and its halves where not ``half``.
+
+    Three digits of the figure, its ends to the same decimal place, of which there are at most ``MOST_DECIMALS``.
+    """
+    value = entry["value"]
+    if value is None:
         return f"none: {entry.get('reason', 'not finite')}"
+    magnitude = math.floor(math.log10(abs(value))) if value else -MOST_DECIMALS
+    decimals = min(max(DIGITS - 1 - magnitude, 0), MOST_DECIMALS)
+    text = f"{value:.{decimals}f}"
     if "std" in entry:
         number = "" if entry["n"] == half else f" (halves of {entry['n']})"
-        return f"{entry['value']:.4g} ± {entry['std']:.2g}{number}"
+        return f"{text} ± {entry['std']:.{decimals}f}{number}"
     ends = (entry.get("low"), entry.get("high"))
-    return f"{entry['value']:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if None not in ends else "")
+    return text + (f" [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]" if None not in ends else "")
 
 
 def figures_csv(report: Mapping[str, Any]) -> str:
