@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,18 @@ def test_voxels_that_a_header_names_are_no_image_of_their_own(tmp_path: Path) ->
     assert images.names == ["a.mhd"] and images.ignored == []
     (tmp_path / "b.img").write_bytes(b"0")
     assert left_out(ImageSet(tmp_path, intensity="minmax")) == [("b.img", ".img files are not read")]
+
+
+def test_images_of_equal_headers_and_other_voxels_are_not_one(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    for seed, name in enumerate(("first", "second", "third")):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(voxels((8, 9, 6), seed)), tmp_path / name / "a.mhd")
+    sets = [ImageSet(tmp_path / name, intensity="minmax", cache_dir=tmp_path / "cache") for name in ("first", "second")]
+    assert sets[0].keys != sets[1].keys
+    shutil.copy(tmp_path / "third" / "a.raw", tmp_path / "first" / "a.raw")
+    again = ImageSet(tmp_path / "first", intensity="minmax", cache_dir=tmp_path / "cache")
+    assert again.keys != sets[0].keys, "drawn again into the same name"
 
 
 def test_linked_folders_count_and_hidden_ones_do_not_where_2d_or_3d_is_found_out(tmp_path: Path) -> None:

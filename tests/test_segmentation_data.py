@@ -216,6 +216,20 @@ def test_what_was_surveyed_is_remembered_until_a_file_changes(folder: Path, tmp_
         build_labelled_list(folder, memory=memory)
 
 
+def test_rewritten_voxels_of_a_detached_label_map_are_surveyed_again(folder: Path, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    path = folder / "labels" / "case_00"
+    read = sitk.ReadImage(f"{path}.nii.gz")
+    sitk.WriteImage(sitk.Cast(read, sitk.sitkUInt8), f"{path}.mhd")
+    path.with_suffix(".nii.gz").unlink()
+    build_labelled_list(folder, memory=tmp_path / "maps.json", classes=["a", "b"])
+    header = path.with_suffix(".mhd").read_bytes()
+    path.with_suffix(".raw").write_bytes(bytes([7]) * path.with_suffix(".raw").stat().st_size)
+    assert path.with_suffix(".mhd").read_bytes() == header
+    with pytest.raises(UserError, match=r"case_00\.mhd.* 7"):
+        build_labelled_list(folder, memory=tmp_path / "maps.json", classes=["a", "b"])
+
+
 def msd_list(folder: Path, **others: Any) -> Path:
     """The folder as the Medical Segmentation Decathlon lays it out."""
     (folder / "images").rename(folder / "imagesTr")

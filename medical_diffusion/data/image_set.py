@@ -36,11 +36,11 @@ from medical_diffusion.data.checks import Fault, VolumeHeader
 from medical_diffusion.data.image_scaling import OWN_MAPS, RELATIVE, chosen_scaling, scaled
 from medical_diffusion.data.listing.classes import resolve_classes
 from medical_diffusion.data.listing.discovery import DATASET_DIR, check_dataset_dir
+from medical_diffusion.data.listing.exposure import content_mark
 from medical_diffusion.data.listing.image_folders import are_relative, find_images
 from medical_diffusion.data.listing.volume_file import VolumeFile
 from medical_diffusion.data.preprocessing.crop import CenterCropOrPadd
 from medical_diffusion.data.preprocessing.resize import resize_volume
-from medical_diffusion.data.reading.dicom import choose_series
 from medical_diffusion.data.reading.flat_image import STORED_RANGE
 from medical_diffusion.data.reading.formats import ARRAY_SUFFIXES, PILLOW_SUFFIXES
 from medical_diffusion.data.reading.headers import read_header
@@ -48,7 +48,7 @@ from medical_diffusion.data.reading.images import read_image
 from medical_diffusion.data.reading.reader import load_volume
 from medical_diffusion.data.reading.stored_ranges import check_one_map
 from medical_diffusion.errors import UserError
-from medical_diffusion.files import content_hash, file_hash, write_json
+from medical_diffusion.files import content_hash, write_json
 from medical_diffusion.shapes import per_axis
 
 OBSERVED = ("constant", "content", "stored")
@@ -186,11 +186,7 @@ class ImageSet(Sequence[Tensor]):
         return file.path.relative_to(self.folder).as_posix() if inside else str(file.path)
 
     def _key(self, file: VolumeFile) -> str:
-        if file.path.is_dir():
-            stored: Any = [file_hash(path) for path in choose_series(file.path, file.series_uid).files]
-        else:
-            stored = file_hash(file.path)
-        return content_hash({"file": stored, "protocol": self.protocol})
+        return content_hash({"file": content_mark(file.path, file.series_uid), "protocol": self.protocol})
 
     def _headers(
         self, files: Sequence[VolumeFile]

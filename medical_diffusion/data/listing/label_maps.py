@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medical_diffusion.data.checks import Fault, VolumeHeader, header_faults
+from medical_diffusion.data.listing.exposure import DETACHED, named_files
 from medical_diffusion.data.reading.headers import read_header
 from medical_diffusion.data.reading.reader import load_volume
 from medical_diffusion.errors import UserError
@@ -171,10 +172,11 @@ def _read(label: Path, problems: list[Fault]) -> LabelMap | None:
 
 
 def _mark(path: Path) -> list[int]:
+    """Size and time of a file, and of the files of voxels that a header names."""
     if not path.exists():
         return []
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    files = [path, *(named_files(path) if path.suffix.lower() in DETACHED else ())]
+    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
 
 
 def _read_memory(memory: Path | None) -> dict[str, Any]:
