@@ -237,7 +237,7 @@ def test_subjects_are_held_out_by_name_and_their_absence_is_told(
     assert not whole.lists.test
     first, kept = whole.lists.validation[0]["subject"], whole.lists.train[0]["subject"]
     ids = tmp_path / "ids.txt"
-    ids.write_text(f"{first}\n\n{kept}\nnobody\n", encoding="utf-8")
+    ids.write_text(f"{first}\n\n{kept}\nnobody\n", encoding="utf-8-sig")  # as Windows writes it
     left = initialised(said, **options, held_out=str(ids))
     found = {item["subject"] for item in [*left.train, *left.validation]}
     assert len(found) == 10 and not found & {first, kept} and left.validation, "another one validates"
@@ -370,6 +370,12 @@ def test_bad_volumes_are_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "sidecars").mkdir()
     (tmp_path / "sidecars" / "sample_0.json").write_text("{}")
     assert "must hold readable images" in refused(**common, dataset_dir=str(tmp_path / "sidecars"))
+    folder = write_samples(tmp_path / "damaged")
+    for content in ('{"half', "[]"):
+        (folder / "sample_0.json").write_text(content)
+        assert "the JSON beside a sample must be the one that inference wrote" in refused(
+            **common, dataset_dir=str(folder)
+        )
     (tmp_path / "constant").mkdir()
     folder = write_samples(tmp_path / "constant")
     for seed in (1, 2):

@@ -52,12 +52,26 @@ def inherited_defaults(
     if first is None:
         return {}
     shape = read_header(first).shape
-    written = json.loads(first.with_name(first.name.split(".")[0] + ".json").read_text(encoding="utf-8"))
+    written = _read_sidecar(first.with_name(first.name.split(".")[0] + ".json"))
     size = [*shape[:3], 1][:3] if first.suffix != ".png" else [*shape[:2], 1]
     inherited: dict[str, Any] = {"image_size": _limited(size)}
     if first.suffix == ".png":
         return {**inherited, "intensity": "stored", "channels": shape[-1] if len(shape) > 3 else 1}
     return {**inherited, "intensity": "window", "window": written.get("window") or [0.0, 1.0]}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        written = error
+    if not isinstance(written, dict):
+        raise UserError(
+            "the JSON beside a sample must be the one that inference wrote",
+            f"{path} ({written if isinstance(written, Exception) else type(written).__name__})",
+            "Draw the sample again, or remove the JSON and its sample",
+        )
+    return written
 
 
 def _path(value: str) -> Path:

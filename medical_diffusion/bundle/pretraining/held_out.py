@@ -26,7 +26,7 @@ def leave_out(lists: DataList, file: str | Path, validation_fraction: float) -> 
         UserError: the file can not be read, or names none of the subjects.
     """
     try:
-        ids = {line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8").splitlines()} - {""}
+        ids = {line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("--held_out must be a text file with one subject id a line", f"{file} ({error})") from error
     known = {item["subject"] for item in (*lists.train, *lists.validation, *lists.test)}
