@@ -119,6 +119,20 @@ def test_a_copy_is_found_mirrored_moved_in_other_contrast_and_with_noise(trainin
     np.testing.assert_array_equal(search.search(planted(training, 20), matches).distances, found.distances)
 
 
+def test_images_in_parts_are_as_all_at_once(
+    training: Keyed, voxels: CopySearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, samples = FeatureSearch(training, voxels, extract), planted(training, 7)
+    matches = voxels.search(samples, label="")
+    whole = [search.search(samples, matches), search.strangers(images(9, 1))[0]]
+    monkeypatch.setattr(module, "PART", 3)
+    for found, parts in zip(whole, [search.search(samples, matches), search.strangers(images(9, 1))[0]], strict=True):
+        np.testing.assert_allclose(parts.distances, found.distances, rtol=1e-5)
+        assert (parts.indices.tolist(), parts.views) == (found.indices.tolist(), found.views)
+    with pytest.raises(UserError, match="at least one image"):
+        search.search(Keyed(samples.images[:0]))
+
+
 @pytest.mark.parametrize("flips", [(0,), (1,), (0, 1)])
 def test_every_flip_is_tried_where_the_search_in_voxels_misleads(
     flips: tuple[int, ...], training: Keyed, voxels: CopySearch
@@ -178,7 +192,7 @@ def test_keys_tell_views_apart(training: Keyed, voxels: CopySearch, monkeypatch:
 def test_the_figure_says_all_or_why_not(training: Keyed, voxels: CopySearch) -> None:
     def figure(samples: Keyed, known: Keyed | None = training, held_out: int = 12) -> tuple:
         extractor = create_extractor("random", 2)
-        return Nearness(known, images(held_out, 1), lambda: voxels, extractor, seed=4).of(samples)
+        return Nearness(known, images(held_out, 1), lambda: voxels, extractor, seed=4).of("gan", samples)
 
     entry, nearest = figure(planted(training, 9))
     assert (entry["n"], entry["n_strangers"], entry["seed"], entry["extractor"]) == (9, 12, 4, "random")
@@ -200,7 +214,7 @@ def test_a_second_run_takes_features_of_views_from_the_cache(
     extractor = create_extractor("random", 2)
 
     def figure(samples: Keyed) -> tuple:
-        return Nearness(training, images(12, 1), lambda: voxels, extractor, tmp_path).of(samples)
+        return Nearness(training, images(12, 1), lambda: voxels, extractor, tmp_path).of("gan", samples)
 
     first = figure(planted(training, 4))
 
@@ -219,7 +233,7 @@ def test_an_exported_network_gets_views_of_the_size_it_knows(
     path = tmp_path / "network.pt"
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 28, 8))
     torch.jit.save(torch.jit.trace(network, torch.zeros(1, 1, 32, 28)), str(path))
-    entry, _ = Nearness(training, images(12, 1), lambda: voxels, create_extractor(path, 2)).of(images(4, 2))
+    entry, _ = Nearness(training, images(12, 1), lambda: voxels, create_extractor(path, 2)).of("gan", images(4, 2))
     assert entry["value"] > 0
 
 

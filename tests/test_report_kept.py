@@ -119,6 +119,27 @@ def classed(folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
+def test_a_passing_fault_of_reading_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {name: classed(tmp_path / name, 24, seed) for seed, name in enumerate(("real", "train", "one"))}
+    words = ["evaluate", "--real", sets["real"], "--train", sets["train"], "--synthetic", sets["one"]]
+    words += ["--labels", "folders", "--utility_steps", 2, "--output", tmp_path / "out", "--fail-if-memorised", 0.5]
+
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("an image file must be readable", "the drive is gone")
+
+    with monkeypatch.context() as patched:
+        for name in ("report.memorisation.calibrate", "diversity.ms_ssim", "utility.ClassAgreement"):
+            patched.setattr(f"medical_diffusion.evaluation.{name}", fail)
+        patched.setattr("medical_diffusion.evaluation.report.nearness.FeatureSearch", fail)
+        assert main([str(word) for word in words]) == 1
+    assert "copies of one could not be counted: an image file must be readable" in capsys.readouterr().err
+    assert main([str(word) for word in words]) == 0
+    text = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+    assert "the drive is gone" not in text
+
+
 COMPUTED = (
     "features.random_network.RandomNetwork.features",
     "diversity.ms_ssim",

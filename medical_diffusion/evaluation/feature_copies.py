@@ -34,6 +34,8 @@ from medical_diffusion.evaluation.permutation import permutation_test
 MINIMUM = 2
 """Images a set."""
 CHUNK = 512
+PART = 256
+"""Images whose views are in memory at a time: of each all are extracted, and the nearest one is kept."""
 
 Extract = Callable[[Views, str], np.ndarray]
 """Features (N, F) of views, with a label for a progress bar."""
@@ -126,18 +128,27 @@ class FeatureSearch:
         label: str,
         others: bool = False,
     ) -> FeatureMatches:
-        views = []
-        for n in tqdm(chosen, f"Alignment, {label}", unit="image", leave=False, disable=matches is not None):
-            match = matches or self._voxels.search([images[n]], [n] if others else None, label="")
-            row = n if matches is not None else 0
-            views += [View(n, flips) for flips in self._voxels.flips]
-            views.append(View(n, match.flips[row], match.shifts[row]))
-        features = self._of(images, views, f"Features, {label} in every flip")
-        exclude = [view.image for view in views] if others else None
-        distances, indices = nearest_training_image(features, self._features, exclude)
+        if len(chosen) == 0:
+            raise UserError("a search for copies needs at least one image", 0)
         width = len(self._voxels.flips) + 1
-        best = distances.reshape(-1, width).argmin(1) + width * np.arange(len(chosen))
-        return FeatureMatches(distances[best], indices[best], [views[n] for n in best])
+        distances, indices, nearest = [], [], []
+        for start in range(0, len(chosen), PART):
+            views: list[View] = []
+            part = chosen[start : start + PART]
+            place = f"{label} {start + 1} to {start + len(part)} of {len(chosen)}"
+            for n in tqdm(part, f"Alignment, {place}", unit="image", leave=False, disable=matches is not None):
+                match = matches or self._voxels.search([images[n]], [n] if others else None, label="")
+                row = n if matches is not None else 0
+                views += [View(n, flips) for flips in self._voxels.flips]
+                views.append(View(n, match.flips[row], match.shifts[row]))
+            features = self._of(images, views, f"Features in every flip, {place}")
+            exclude = [view.image for view in views] if others else None
+            found = nearest_training_image(features, self._features, exclude)
+            best = found[0].reshape(-1, width).argmin(1) + width * np.arange(len(part))
+            distances.append(found[0][best])
+            indices.append(found[1][best])
+            nearest += [views[n] for n in best]
+        return FeatureMatches(np.concatenate(distances), np.concatenate(indices), nearest)
 
     def _of(self, images: KeyedImages, views: Sequence[View], label: str) -> np.ndarray:
         return self._extract(Views(images, views, self._voxels, self._full_size), label)

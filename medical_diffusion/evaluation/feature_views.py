@@ -20,6 +20,8 @@ MEAN = 0.0
 DEVIATION = 0.4
 """Of every view's values, before they are cut off at -1 and 1."""
 AVERAGED = 8
+VERSION = 1
+"""Of how views are made: with another one, features that are kept do not count."""
 SHORTEST_AXIS = 4
 """Voxels that an axis keeps."""
 _SMALLEST = 1e-6
@@ -64,7 +66,7 @@ class Views(Sequence[Tensor]):
     def keys(self) -> list[str]:
         """Hash of what each view depends on."""
         found = self._images.keys
-        how = [self._search.size, self._search.window, self._reduced, self._size, MEAN, DEVIATION]
+        how = [VERSION, self._search.size, self._search.window, self._reduced, self._size, MEAN, DEVIATION]
         return [content_hash([found[view.image], view.flips, view.shift, how]) for view in self._views]
 
     def __len__(self) -> int:

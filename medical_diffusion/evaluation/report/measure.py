@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.bootstrap import Interval
 from medical_diffusion.evaluation.copies import CopySearch
 from medical_diffusion.evaluation.copy_rate import Calibration, CopyRate
 from medical_diffusion.evaluation.diversity import diversity_gap, ms_ssim_diversity
@@ -165,7 +166,7 @@ def measure(
         features[name] = extract_features(images, extractor, features_dir, device=device, description=description)
     say("real against real")
     report["floor"] = of_features("floor", ["real"], partial(floor_figures, features["real"], **common))
-    diversity = of_images("diversity", ["real"], partial(_tried_diversity, _whole(real), seed))
+    diversity = _diversity("real", _whole(real), of_images, seed)
     report["ms_ssim_real"] = diversity[1]
     real_energies = of_images("energies", ["real"], partial(energies, real))
     known = set(train.keys) if train is not None else set()
@@ -176,15 +177,13 @@ def measure(
     if training is not None:
         say("search for copies of training images")
         report["memorisation"] = copies.summary()
-    nearness = Nearness(training, unseen, search, extractor, features_dir, device, seed)
+    nearness = Nearness(training, unseen, search, extractor, features_dir, device, seed, of_features)
     measurement = Measurement(report, features, copies.rates, copies.calibration)
-    origin = ["real", "train"] if training is not None else ["real"]
     for name, images in held.items():
         say(f"figures of {name}")
         distances = partial(distance_figures, features["real"], features[name], **common)
         figures = of_features("distances", ["real", name], distances)
-        diversities = of_images("diversity", [name], partial(_tried_diversity, images, seed))
-        synthetic, figures["ms_ssim_synthetic"] = diversities
+        synthetic, figures["ms_ssim_synthetic"] = _diversity(name, images, of_images, seed)
         figures["ms_ssim_real"] = report["ms_ssim_real"]
         if synthetic is not None and diversity[0] is not None:
             figures["ms_ssim_gap"] = of_interval(diversity_gap(synthetic, diversity[0]), seed=seed)
@@ -194,8 +193,7 @@ def measure(
         figures["copy_rate"], verdict = copies.of(name, images)
         entry |= verdict
         matches = copies.rates[name].matches if name in copies.rates else None
-        near = of_features("nearness", [name, *origin], partial(nearness.of, images, matches))
-        figures["feature_copy_ratio"], entry["nearest_in_features"] = near
+        figures["feature_copy_ratio"], entry["nearest_in_features"] = nearness.of(name, images, matches)
         report["generators"][name] = entry
     if labels is not None:
         trained = {} if train is None else {"train": train}
@@ -262,9 +260,9 @@ def _utility(
         report["generators"][name]["figures"] |= {"auroc_synthetic": area, "auroc_real": learned_from_real}
 
 
-def _tried_diversity(images: Sequence[Tensor], seed: int) -> tuple[Any, Figure]:
+def _diversity(name: str, images: Sequence[Tensor], kept: KeptFigures, seed: int) -> tuple[Interval | None, Figure]:
     try:
-        interval = ms_ssim_diversity(images, seed=seed)
+        interval = kept("diversity", [name], partial(ms_ssim_diversity, images, seed=seed))
     except UserError as error:
         return None, absent(error, seed=seed)
     return interval, of_interval(interval, seed=seed)

@@ -53,14 +53,14 @@ class CopyFigures:
     def _found(self) -> tuple[Calibration | None, str]:
         if self._training is None:
             return None, NO_TRAINING_IMAGES
-        return self._kept("threshold of copies", ["real", "train"], self._calibrated)
-
-    def _calibrated(self) -> tuple[Calibration | None, str]:
-        strangers = self._held_out if len(self._held_out) >= FEWEST_STRANGERS else None
         try:
-            return calibrate(self._search(), self._training or [], strangers, self._seed), ""
+            return self._kept("threshold of copies", ["real", "train"], self._calibrated), ""
         except UserError as error:
             return None, str(error)
+
+    def _calibrated(self) -> Calibration:
+        strangers = self._held_out if len(self._held_out) >= FEWEST_STRANGERS else None
+        return calibrate(self._search(), self._training or [], strangers, self._seed)
 
     def summary(self) -> dict[str, Any]:
         """How the threshold was set and what it does, or the ``reason`` why there is none; for JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from medical_diffusion.evaluation.feature_views import KeyedImages, Views
 from medical_diffusion.evaluation.features import FeatureExtractor, extract_features
 from medical_diffusion.evaluation.features.exported import ExportedNetwork
 from medical_diffusion.evaluation.report.figures import Figure, absent, of_interval
+from medical_diffusion.evaluation.report.kept import NOTHING_KEPT, KeptFigures
+from medical_diffusion.evaluation.report.memorisation import NO_TRAINING_IMAGES
 
 LISTED = 10
 
@@ -31,6 +33,7 @@ class Nearness:
         cache_dir: of features.
         device: of the extractor.
         seed: of what is drawn.
+        kept: figures of earlier runs, of the sets "real", "train" and the generators.
     """
 
     def __init__(
@@ -42,25 +45,33 @@ class Nearness:
         cache_dir: str | Path | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
+        kept: KeptFigures = NOTHING_KEPT,
     ) -> None:
-        self._training, self._held_out, self._voxels, self._seed = training, held_out, voxels, seed
+        self._training, self._held_out, self._voxels = training, held_out, voxels
+        self._seed, self._kept = seed, kept
         self._extractor, self._cache_dir, self._device = extractor, cache_dir, device
 
-    def of(self, samples: KeyedImages, matches: Matches | None = None) -> tuple[Figure, list[dict[str, Any]]]:
+    def of(
+        self, name: str, samples: KeyedImages, matches: Matches | None = None
+    ) -> tuple[Figure, list[dict[str, Any]]]:
         """The figure ``feature_copy_ratio``, and the samples nearest to a training image, the nearest first.
 
         Args:
-            samples: of one generator.
+            name: of the generator.
+            samples: of it.
             matches: of these in the search in voxels, where they are known already.
         """
         if self._training is None:
-            return absent("no training images were given (--train)"), []
+            return absent(NO_TRAINING_IMAGES), []
         try:
-            found = self._search.search(samples, matches)
-            strangers, source = self._strangers
-            copies = feature_copies(found.distances, strangers.distances, self._seed)
+            return self._kept("nearness", [name, "real", "train"], partial(self._compared, samples, matches))
         except UserError as error:
             return absent(error, seed=self._seed), []
+
+    def _compared(self, samples: KeyedImages, matches: Matches | None) -> tuple[Figure, list[dict[str, Any]]]:
+        found = self._search.search(samples, matches)
+        strangers, source = self._strangers
+        copies = feature_copies(found.distances, strangers.distances, self._seed)
         common = {"p": copies.p_value, "nearer_than_strangers": copies.nearer, "strangers": source}
         figure = of_interval(
             copies.ratio, seed=self._seed, extractor=self._extractor.name, n_strangers=copies.strangers, **common

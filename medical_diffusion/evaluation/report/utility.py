@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medical_diffusion.data.preprocessing.resize import resize_volume
 from medical_diffusion.errors import UserError, did_you_mean
+from medical_diffusion.evaluation.bootstrap import Interval
 from medical_diffusion.evaluation.report.figures import Figure, absent, of_interval
 from medical_diffusion.evaluation.report.kept import NOTHING_KEPT, KeptFigures
 from medical_diffusion.evaluation.utility import utility_auroc
@@ -132,20 +133,20 @@ def utility_figures(
         "held_out": "train" in images,
     }
 
-    def learned(key: str, chosen: Sequence[int], classes: Sequence[int]) -> Figure:
-        try:
-            seen = _stacked(images[key], chosen)
-            area = utility_auroc(seen, classes, test(), truth, labels.classes, labels.steps, seed)
-        except UserError as error:
-            return absent(error, seed=seed)
-        return of_interval(area, seed=seed, n_train=count)
+    def learned(key: str, chosen: Sequence[int], classes: Sequence[int]) -> Interval:
+        seen = _stacked(images[key], chosen)
+        return utility_auroc(seen, classes, test(), truth, labels.classes, labels.steps, seed)
 
     for key in arms:
         say(f"classifier of {key}")
         chosen = spread(of[key], count, seed)
         classes = [of[key][n] for n in chosen]
         origin = [chosen, classes, shown, truth, labels.classes, labels.steps]
-        figures[key] = kept("utility", [key, "real"], partial(learned, key, chosen, classes), origin)
+        try:
+            area = kept("utility", [key, "real"], partial(learned, key, chosen, classes), origin)
+            figures[key] = of_interval(area, seed=seed, n_train=count)
+        except UserError as error:
+            figures[key] = absent(error, seed=seed)
     failed = [f"{key}: {figures[key]['reason']}" for key in arms if "reason" in figures[key]]
     if len(failed) == len(arms):
         return figures, {"reason": "; ".join(failed)}
