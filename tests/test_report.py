@@ -296,6 +296,16 @@ def test_the_gate_says_when_samples_are_too_few(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+def test_a_gate_that_fires_says_how_many_strangers_would(capsys: pytest.CaptureFixture[str]) -> None:
+    alarms = {"value": 0.02, "low": 0.0096, "high": 0.0365, "n": 500}
+    known = {"false_alarms": alarms, "strangers": "held-out real images"}
+    assert gate(rates(8, 400), 0.01, {}, {}, known) == 1
+    told = capsys.readouterr().err
+    assert "of 500 held-out real images 2.00 % count as copies too (95 % interval 0.96 to 3.65 %)" in told
+    assert gate(rates(80, 400), 0.1, {}, {}, known) == 1
+    assert "count as copies too" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("limit", [0.001, 0.01, 0.2, 0.98])
 def test_the_samples_that_prove_a_limit_are_the_fewest(limit: float) -> None:
     count = samples_to_prove(limit)

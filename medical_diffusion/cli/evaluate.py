@@ -154,7 +154,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     for warning in report["warnings"]:
         print(f"warning: {warning}")
     print(f"report: {path}")
-    return gate(report["generators"], limit, report["unreadable"], report["ignored"])
+    memorisation = report.get("memorisation", {})
+    return gate(report["generators"], limit, report["unreadable"], report["ignored"], memorisation)
 
 
 def gate(
@@ -162,6 +163,7 @@ def gate(
     limit: float | None,
     unreadable: Mapping[str, Sequence[str]],
     ignored: Mapping[str, Sequence[str]],
+    memorisation: Mapping[str, Any] | None = None,
 ) -> int:
     """Exit status: 1, with a sentence on stderr, when a generator copies more than ``limit`` or was not seen whole.
 
@@ -172,6 +174,7 @@ def gate(
         limit: of the copy rate; None lets everything pass.
         unreadable: samples of each set that could not be read, and why.
         ignored: files of each set that were not counted, and why.
+        memorisation: of ``report.json``; where the gate fires, the share of strangers that count as copies too is told.
     """
     if limit is None:
         return 0
@@ -192,10 +195,19 @@ def gate(
         elif entry["value"] > limit:
             sentence = f"{100 * entry['value']:.2f} % of its samples are copies of training images"
             print(f"memorised: {name}: {sentence}, more than the {100 * limit:g} % allowed", file=sys.stderr)
+            if memorisation and memorisation["false_alarms"]["high"] > limit:
+                print(f"  {_alarms(memorisation)}. Look at the nearest pairs", file=sys.stderr)
             status = MEMORISED
         elif entry["high"] > limit:
             print(f"warning: {name}: {_unproven(entry, limit)}", file=sys.stderr)
     return status
+
+
+def _alarms(memorisation: Mapping[str, Any]) -> str:
+    entry = memorisation["false_alarms"]
+    ends = " to ".join(f"{100 * entry[end]:.2f}" for end in ("low", "high"))
+    share = f"{100 * entry['value']:.2f} % count as copies too (95 % interval {ends} %)"
+    return f"of {entry['n']} {memorisation['strangers']} {share}"
 
 
 def _unproven(entry: Mapping[str, Any], limit: float) -> str:
