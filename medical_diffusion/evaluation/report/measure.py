@@ -31,7 +31,7 @@ from medical_diffusion.evaluation.report.figures import (
     sharpness_figure,
 )
 from medical_diffusion.evaluation.report.kept import KeptFigures
-from medical_diffusion.evaluation.report.memorisation import CopyFigures
+from medical_diffusion.evaluation.report.memorisation import NO_TRAINING_IMAGES, CopyFigures
 from medical_diffusion.evaluation.report.nearness import Nearness
 from medical_diffusion.evaluation.report.settings import settings
 from medical_diffusion.evaluation.report.utility import NOT_MEASURED, Labels, utility_figures
@@ -254,7 +254,7 @@ def _utility(
 ) -> None:
     report = measurement.report
     figures, report["utility"] = utility_figures(images, labels, seed, say, kept)
-    learned_from_real = figures.pop("train", absent("no training images were given (--train)"))
+    learned_from_real = figures.pop("train", absent(NO_TRAINING_IMAGES))
     report["utility"]["auroc_real"] = learned_from_real
     for name, area in figures.items():
         report["generators"][name]["figures"] |= {"auroc_synthetic": area, "auroc_real": learned_from_real}
