@@ -90,6 +90,24 @@ def test_slices_meet_in_depth_attention_only(kind):
     assert (change[[0, 1, 3]] < 1e-5).all()
 
 
+@pytest.mark.parametrize("kind", ["full", "linear"])
+def test_depth_attention_alone_cannot_tell_where_a_volume_ends(kind):
+    equal = torch.randn(1, 3, 8, 8, 1).expand(-1, -1, -1, -1, 5)
+    for depth_embedding in (False, True):
+        network = awake(small(spatial_attention=kind, depth_embedding=depth_embedding))
+        y = network(equal, 100)
+        differ = (y - y[..., :1]).abs().amax(dim=(0, 1, 2, 3))[1:] > 1e-3
+        assert differ.all() if depth_embedding else not differ.any()
+
+
+def test_a_new_depth_embedding_changes_nothing():
+    without = awake(small(depth_embedding=False))
+    network = small()
+    network.load_state_dict(without.state_dict(), strict=False)
+    x = torch.randn(2, 3, 8, 8, 4)
+    torch.testing.assert_close(network(x, 20), without(x, 20))
+
+
 def test_a_volume_without_depth_attention_is_its_slices():
     network = awake(small(depth_attention=False))
     assert not any("depth" in name for name, _ in network.named_parameters())

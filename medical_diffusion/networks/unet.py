@@ -22,7 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.networks.attention import DepthPositions, RelativePositionBias, rotary_rotation
-from medical_diffusion.networks.unet_blocks import Downsample, ResidualBlock, TimestepEmbedding, UNetLevel, Upsample
+from medical_diffusion.networks.unet_blocks import (
+    DepthEmbedding,
+    Downsample,
+    ResidualBlock,
+    TimestepEmbedding,
+    UNetLevel,
+    Upsample,
+)
 
 SpatialOption = Literal["auto", "full", "linear", "none"]
 SPATIAL_KINDS = ("auto", "full", "linear", "none")
@@ -44,6 +51,9 @@ class UNet(nn.Module):
         spatial_attention: "full"; "linear" at every level with full attention in the middle, as published; or "auto",
             full where a plane has at most 32 x 32 positions; "none" leaves it out.
         depth_attention: False leaves it out, for networks that see nothing but depth 1.
+        depth_embedding: tell each slice where it lies between the first and the last. Depth attention alone knows
+            distances between slices only, as published, so that nothing but the noise tells a network where a volume
+            ends; needs ``depth_attention``.
         num_classes: classes for conditional generation, or None. One more embedding, index ``num_classes``, means
             "no class".
         use_checkpoint: recompute each level in the backward pass: less memory, about a third more time.
@@ -66,6 +76,7 @@ class UNet(nn.Module):
         norm_groups: int = 8,
         spatial_attention: SpatialOption = "auto",
         depth_attention: bool = True,
+        depth_embedding: bool = True,
         num_classes: int | None = None,
         use_checkpoint: bool = False,
         blocks_per_level: int = 2,
@@ -117,6 +128,7 @@ class UNet(nn.Module):
         self.time_embedding = TimestepEmbedding(width, embedding)
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
         self.depth_bias = RelativePositionBias(num_heads) if depth_attention else None
+        self.depth_embedding = DepthEmbedding(embedding) if depth_attention and depth_embedding else None
         self.first = nn.Conv2d(in_channels, width, 7, padding=3)
         down = list(zip([width, *channels[:-1]], channels, strict=True))
         self.down = nn.ModuleList(level(before, after) for before, after in down)
@@ -150,7 +162,10 @@ class UNet(nn.Module):
         if x.dim() != 5 or x.shape[1] != self.in_channels:
             raise UserError(f"x must have shape (B, {self.in_channels}, h, w, d)", tuple(x.shape))
         batch, depth = x.shape[0], x.shape[-1]
-        embedding = F.silu(self._embed(batch, x.device, timesteps, class_labels))
+        embedding = self._embed(batch, x.device, timesteps, class_labels)
+        if self.depth_embedding is not None and depth > 1:
+            embedding = rearrange(self.depth_embedding(depth)[:, None] + embedding, "d b e -> (d b) e")
+        embedding = F.silu(embedding)
         positions = self._depth_positions(depth)
 
         h = rearrange(x, "b c h w d -> (d b) c h w").contiguous(memory_format=torch.channels_last)

@@ -33,6 +33,26 @@ class TimestepEmbedding(nn.Sequential):
         return super().forward(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+class DepthEmbedding(nn.Linear):
+    """Learned sum of sinusoids of where a slice lies between the first (-1) and the last (1); 0 before training.
+
+    Positions are relative to the length, so that any number of slices can be used.
+    """
+
+    FREQUENCIES = 4  # in octaves from a quarter of a period over the whole depth
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2 * self.FREQUENCIES, channels, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, depth: int) -> Tensor:  # type: ignore[override]
+        """Embeddings (depth, channels); depth is at least 2."""
+        position = torch.linspace(-1, 1, depth, device=self.weight.device)
+        octaves = 2.0 ** torch.arange(self.FREQUENCIES, device=self.weight.device)
+        angles = position[:, None] * (math.pi / 4 * octaves)
+        return super().forward(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
 class SliceConv(nn.Conv2d):
     """3 x 3 convolution inside slices, "same" size."""
 
@@ -69,7 +89,10 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map ((d b), in_channels, h, w) and an activated embedding (b, e) to ((d b), out_channels, h, w)."""
+        """Map ((d b), in_channels, h, w) and an activated embedding to ((d b), out_channels, h, w).
+
+        The embedding is (b, e), or ((d b), e) where slices have embeddings of their own.
+        """
         h = self.conv_in(F.silu(self.norm_in(x)))
         per_slice = self.scale_shift(embedding).repeat(len(x) // len(embedding), 1)
         scale, shift = per_slice[:, :, None, None].chunk(2, dim=1)
