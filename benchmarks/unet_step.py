@@ -1,10 +1,15 @@
-"""Time and memory of one UNet training step and one forward pass, beside MONAI's DiffusionModelUNet of like size.
+"""Time and memory of one UNet training step and one forward pass, beside the paper's UNet written plainly and MONAI's.
 
     python benchmarks/unet_step.py [--size 16 16 16] [--batch 2] [--width 32] [--channels 8] [--threads 2] [--runs 15]
+                                   [--networks plain linear full monai monai_attention]
 
 Prints a Markdown table. Each network runs in a process of its own, so that its peak memory is its own: the highest
-resident size above that after the imports. A step is forward, L1 loss, backward and fused Adam; a forward pass is in
-eval mode without gradients. Times are medians over the runs, the fastest run in brackets, after a warm-up, in float32.
+resident size above that after the imports. A step is forward, L1 loss, backward and Adam, fused but for the plain
+network; a forward pass is in eval mode without gradients. Times are medians over the runs, the fastest run in brackets,
+after a warm-up, in float32. The last columns are these medians over those of the plain network
+(``plain_networks.py``: the paper's UNet, "linear" without the package's choices for speed and its depth embedding),
+which runs first. The package's networks keep freed memory in the process, as every run of a bundle does; the others do
+not, as in a program of their own.
 """
 
 from __future__ import annotations
@@ -24,11 +29,20 @@ import time
 from machine import matrix_rate
 
 NETWORKS = {
+    "plain": "the paper's UNet written plainly, linear spatial attention",
     "linear": "UNet, linear spatial attention",
     "full": "UNet, full spatial attention",
     "monai": "MONAI DiffusionModelUNet, attention on the coarsest level",
     "monai_attention": "MONAI DiffusionModelUNet, attention on every level",
 }
+MODULES = {
+    "plain": "plain_networks",
+    "linear": "medical_diffusion.networks.unet",
+    "full": "medical_diffusion.networks.unet",
+    "monai": "monai.networks.nets",
+    "monai_attention": "monai.networks.nets",
+}
+OURS = ("linear", "full")
 WARM_UP = 3
 
 
@@ -49,6 +63,10 @@ def build(name: str, channels: int, width: int):
             num_head_channels=32,
             norm_num_groups=8,
         )
+    if name == "plain":
+        from plain_networks import PlainUNet
+
+        return PlainUNet(channels, width)
     from medical_diffusion.networks.unet import UNet
 
     return UNet(in_channels=channels, width=width, spatial_attention=name)
@@ -60,11 +78,17 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    importlib.import_module("monai.networks.nets" if name.startswith("monai") else "medical_diffusion.networks.unet")
+    importlib.import_module(MODULES[name])
+    if name in OURS:
+        from medical_diffusion.training.allocator import keep_freed_memory
+
+        keep_freed_memory()
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     network = build(name, options.channels, options.width)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
-    x, noise = torch.randn(2, options.batch, options.channels, *options.size)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=name != "plain")
+    height, width, depth = options.size
+    size = (depth, height, width) if name == "plain" else (height, width, depth)
+    x, noise = torch.randn(2, options.batch, options.channels, *size)
     timesteps = torch.arange(options.batch)
 
     def forward() -> None:
@@ -122,15 +146,23 @@ def main() -> None:
         f"latent {options.channels} x {' x '.join(map(str, options.size))}, batch {options.batch}, "
         f"width {options.width}, float32, matrix products at {matrix_rate(options.threads):.0f} GFLOP/s\n"
     )
-    print("| network | parameters | GFLOP, forward | forward | training step | memory, forward | memory, step |")
-    print("|---|---|---|---|---|---|---|")
-    for name in options.networks:
+    columns = ["network", "parameters", "GFLOP, forward", "forward", "training step", "memory, forward", "memory, step"]
+    print("| " + " | ".join([*columns, "forward / plain", "step / plain"]) + " |")
+    print("|" + "---|" * (len(columns) + 2))
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    plain: dict[str, float] = {}
+    for name in sorted(options.networks, key=list(NETWORKS).index):
         command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]
-        n = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        n = json.loads(done.stdout.splitlines()[-1])
+        if name == "plain":
+            plain = n
+        ratios = [f"{n[work] / plain[work]:.2f}" if plain else "–" for work in ("forward", "step")]
         print(
             f"| {NETWORKS[name]} | {n['parameters'] / 1e6:.1f} M | {n['gflop']:.1f} "
             f"| {n['forward']:.3f} s ({n['forward_least']:.3f}) | {n['step']:.3f} s ({n['step_least']:.3f}) "
-            f"| {n['forward_memory']:.2f} GB | {n['step_memory']:.2f} GB |",
+            f"| {n['forward_memory']:.2f} GB | {n['step_memory']:.2f} GB "
+            f"| {' | '.join(ratios)} |",
             flush=True,
         )
 

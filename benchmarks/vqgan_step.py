@@ -1,12 +1,17 @@
-"""Time and memory of a VQ-GAN training step, beside stock MONAI networks of like size; prints a Markdown table.
+"""Time and memory of a VQ-GAN training step, beside the same step written plainly and stock MONAI networks.
 
-    python benchmarks/vqgan_step.py                                  # the two reference rows
+    python benchmarks/vqgan_step.py                                  # the two reference sizes
     python benchmarks/vqgan_step.py --image_size 128 128 128         # the paper's size: step and decode
+    python benchmarks/vqgan_step.py --makers medical_diffusion       # without those beside it
 
-Each row runs in a fresh process. Memory is the peak resident set above that of the imports. MONAI's step is what its
-tutorials do: a generator pass, then a discriminator pass over fresh forwards, volume and slice discriminator alike. Its
-VQVAE has about as many parameters, but no residual blocks at full resolution, so its forward pass is a quarter of the
-work (the GFLOP column, one forward pass of the autoencoder). CPU seconds tell the cost on a machine that is shared.
+Prints a Markdown table. Each row runs in a fresh process. Memory is the peak resident set above that of the imports.
+``plain`` is ``plain_networks.py``: the same networks without this package's choices for speed, trained in two passes
+that each run the autoencoder; it is measured first, and the last column is the median over its median. MONAI's step is
+what its tutorials do: a generator pass, then a discriminator pass over fresh forwards, volume and slice discriminator
+alike. Its VQVAE has about as many parameters, but no residual blocks at full resolution, so its forward pass is a
+quarter of the work (the GFLOP column, one forward pass of the autoencoder). On a CPU the package keeps freed memory in
+the process, as every run of a bundle does; the others do not, as in a program of their own. CPU seconds tell the cost
+on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from collections.abc import Callable
 from machine import matrix_rate
 
 SEED = 0
+MAKERS = ("plain", "medical_diffusion", "monai")
 NUM_CODES, LATENT_CHANNELS, CHANNELS = 16384, 8, 16
 
 
@@ -37,7 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", default="none", choices=["none", "bfloat16", "float16"])
-    parser.add_argument("--skip_monai", action="store_true")
+    parser.add_argument("--makers", nargs="+", choices=MAKERS, default=list(MAKERS), help="whose networks to measure")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
@@ -50,21 +56,25 @@ def main() -> None:
         works = ["step", "decode"]
     else:
         sizes, works = [([64, 64, 64], 1, 4), ([32, 32, 32], 2, 2)], ["step"]
-    makers = ["medical_diffusion"] if args.skip_monai else ["medical_diffusion", "monai"]
     print(
         f"{platform.machine()}, {args.threads} threads, {args.device}, amp {args.amp}, median of {args.repeats}, "
         f"matrix products at {matrix_rate(args.threads):.0f} GFLOP/s\n"
     )
-    print("| work | size | batch | compression | networks | M weights | GFLOP | median s | best s | CPU s | peak GB |")
-    print("|" + "---|" * 11)
+    columns = ["work", "size", "batch", "compression", "networks", "M weights", "GFLOP"]
+    columns += ["median s", "best s", "CPU s", "peak GB", "median / plain"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     for size, batch, compression in sizes:
         for work in works:
-            for maker in makers:
+            plain = None
+            for maker in sorted(args.makers, key=MAKERS.index):
                 row = {**common, "size": size, "batch": batch, "compression": compression, "work": work}
                 result = run_row({**row, "maker": maker})
                 cells = [work, "×".join(map(str, size)), batch, compression, maker]
                 cells += [f"{result[name]:.2f}" for name in ("parameters", "gflop")]
                 cells += [f"{result[name]:.2f}" for name in ("median", "fastest", "cpu", "memory_gb")]
+                plain = result["median"] if maker == "plain" else plain
+                cells.append(f"{result['median'] / plain:.2f}" if plain else "–")
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
@@ -86,6 +96,8 @@ def measure(row: dict) -> dict:
     if row["maker"] == "monai":
         import monai.losses
         import monai.networks.nets  # noqa: F401
+    elif row["maker"] == "plain":
+        import plain_networks  # noqa: F401
     elif row["device"] == "cpu":
         keep_freed_memory()  # as every run of a bundle does
 
@@ -118,7 +130,8 @@ def size_of_network(row: dict) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = monai_vqvae(row) if row["maker"] == "monai" else our_autoencoder(row)
+    builders = {"plain": plain_autoencoder, "medical_diffusion": our_autoencoder, "monai": monai_vqvae}
+    network = builders[row["maker"]](row)
     images = torch.rand(row["batch"], 1, *row["size"], device=row["device"])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
@@ -132,6 +145,8 @@ def prepare_step(row: dict) -> Callable[[int], object]:
     images = torch.rand(row["batch"], 1, *row["size"], device=row["device"]) * 2 - 1
     if row["maker"] == "monai":
         return monai_step(row, images)
+    if row["maker"] == "plain":
+        return plain_step(row, images)
     from medical_diffusion.networks import PatchDiscriminator
     from medical_diffusion.training.autoencoder_step import AutoencoderStep
 
@@ -160,6 +175,23 @@ def our_autoencoder(row: dict):
     return Autoencoder(row["size"], compression=row["compression"], bottleneck=quantizer).to(row["device"])
 
 
+def plain_autoencoder(row: dict):
+    from plain_networks import PlainAutoencoder
+
+    return PlainAutoencoder(row["compression"], NUM_CODES, LATENT_CHANNELS, CHANNELS).to(row["device"])
+
+
+def plain_step(row: dict, images) -> Callable[[int], object]:
+    from plain_networks import PlainDiscriminator, PlainStep
+
+    from medical_diffusion.precision import amp_dtype
+
+    slice_d = PlainDiscriminator((*row["size"][:2], 1)).to(row["device"])
+    volume_d = PlainDiscriminator(row["size"]).to(row["device"])
+    step = PlainStep(plain_autoencoder(row), slice_d, volume_d, amp_dtype(row["amp"]))
+    return lambda repeat: step(images)
+
+
 def monai_vqvae(row: dict):
     """MONAI's VQVAE with as many levels, the decoder's widths and the same codebook."""
     from monai.networks.nets import VQVAE
@@ -184,6 +216,8 @@ def monai_step(row: dict, images) -> Callable[[int], object]:
     from monai.losses import PatchAdversarialLoss
     from monai.networks.nets import PatchDiscriminator
 
+    from medical_diffusion.precision import amp_dtype
+
     generator = monai_vqvae(row)
     discriminators = [
         PatchDiscriminator(spatial_dims=dims, in_channels=1, channels=64, num_layers_d=3, norm="INSTANCE")
@@ -194,7 +228,7 @@ def monai_step(row: dict, images) -> Callable[[int], object]:
     adversarial = PatchAdversarialLoss(criterion="hinge")
     optimizer = torch.optim.Adam(generator.parameters(), 1e-4, (0.5, 0.9))
     optimizer_d = torch.optim.Adam([p for d in discriminators for p in d.parameters()], 1e-4, (0.5, 0.9))
-    dtype = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[row["amp"]]
+    dtype = amp_dtype(row["amp"])
 
     def run(repeat: int) -> None:
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
@@ -238,6 +272,15 @@ def prepare_decode(row: dict) -> Callable[[int], object]:
         def decode(repeat: int) -> None:
             with torch.inference_mode():
                 network.decode(network.quantize(z)[0])
+
+        return decode
+    if row["maker"] == "plain":
+        plain = plain_autoencoder(row).eval()
+        plain.bottleneck.codebook.normal_()
+
+        def decode(repeat: int) -> None:
+            with torch.inference_mode():
+                plain.decode(z)
 
         return decode
     autoencoder = our_autoencoder(row).eval()
