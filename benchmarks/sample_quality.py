@@ -2,9 +2,9 @@
 
     python benchmarks/sample_quality.py --run_dir RUN --samples DIR [--dataset_dir DATA] [--output OUT.png]
 
-High-frequency energy of samples and of reconstructions by that of held-out and training volumes (of the same classes,
-where there are any); for chest CT the
-organs found in HU; distances to the nearest training volumes, with held-out volumes as reference. The samples come
+High-frequency energy of samples and of reconstructions by that of held-out and training volumes (where there are
+classes, against volumes of the same class, and each class by itself: a sum can hide one); for chest CT the organs found
+in HU; distances to the nearest training volumes, with held-out volumes as reference. The samples come
 from ``inference.json``; the split is that of the run.
 """
 
@@ -53,6 +53,12 @@ def main() -> None:
     ):
         ratio = high_frequency_ratio(volumes, held_out, labels=classes, real_labels=labels["held-out"])
         rows.append((f"high-frequency energy, {name} by held-out", f"{ratio:.3f}"))
+    for index, name in enumerate(data.class_names if asked else ()):
+        drawn_of = samples[[c == index for c in asked or ()]]
+        real_of = held_out[[c == index for c in labels["held-out"]]]
+        if len(drawn_of) and len(real_of):
+            ratio = high_frequency_ratio(drawn_of, real_of)
+            rows.append((f"high-frequency energy, {len(drawn_of)} samples of {name} by held-out", f"{ratio:.3f}"))
     ratio = high_frequency_ratio(samples, training, labels=asked, real_labels=labels["training"])
     rows.append(("high-frequency energy, samples by training", f"{ratio:.3f}"))
     variation = samples.std(0).mean() / training.std(0).mean()
