@@ -8,6 +8,7 @@ from medical_diffusion.losses.adversarial import (
     hinge_generator_loss,
 )
 from medical_diffusion.losses.perceptual import PerceptualLoss
+from medical_diffusion.losses.prediction import prediction_loss
 from medical_diffusion.losses.spectral import SpectralLoss
 from medical_diffusion.losses.ssim import StructuralLoss, ms_ssim, ssim
 
@@ -19,5 +20,6 @@ __all__ = [
     "hinge_discriminator_loss",
     "hinge_generator_loss",
     "ms_ssim",
+    "prediction_loss",
     "ssim",
 ]
