@@ -13,6 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from medical_diffusion.data import CropHalfd, both_halves, build_datalist
+from medical_diffusion.data.phantoms.breast_mri import breast_mri_phantom
+from medical_diffusion.data.preprocessing.halves import breast_of_mask
 from medical_diffusion.errors import UserError
 
 SPACING = (2.0, 2.0, 4.0)
@@ -105,6 +107,52 @@ def test_masks_that_do_not_fit() -> None:
         crop({"image": as_volume(image * 0), "side": "left"})
     with pytest.raises(UserError, match="0 mm or more"):
         CropHalfd("image", margin=-1)
+
+
+def one_breast(first: int, width: int, shape: tuple[int, int, int] = (60, 40, 12)) -> np.ndarray:
+    """Half an ellipsoid from plane ``first`` on, as deep as it is wide, its flat side at the back."""
+    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    radius = width / 2
+    centre = first + (width - 1) / 2
+    round_ = ((x - centre) / radius) ** 2 + ((y - 8) / radius) ** 2 + ((z - 5.5) / 6) ** 2 <= 1
+    return (round_ & (y >= 8)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "ASR"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_mask_of_one_breast_is_not_cut_in_silence(axcodes: str, side: str, caplog: pytest.LogCaptureFixture) -> None:
+    """On one side of the volume it is refused; where it fills the volume, which a box around both does, it is told."""
+    image = as_volume(torso()[0], axcodes)
+
+    def cut(mask: np.ndarray, side: str = side) -> MetaTensor:
+        return CropHalfd("image", margin=0)({"image": image, "mask": as_volume(mask, axcodes), "side": side})["image"]
+
+    for first, width in ((4, 24), (32, 26)):
+        with pytest.raises(UserError, match=r"must hold both breasts.*one side of the volume.*--halves false"):
+            cut(one_breast(first, width))
+    assert not caplog.messages
+    for mask in (one_breast(4, 52), np.ones_like(torso()[1])):
+        cut(mask)
+    told = [message for message in caplog.messages if "no gap between two breasts" in message]
+    assert len(told) == (2 if side == "left" else 0), "once a volume"
+    assert all("--halves false" in message for message in told)
+
+
+def test_two_breasts_that_touch_are_two(caplog: pytest.LogCaptureFixture) -> None:
+    """A bridge of skin over the breastbone, a breast much smaller than the other, and a volume off the centre."""
+    both = one_breast(2, 26) | one_breast(32, 26)
+    bridged = both.copy()
+    bridged[10:50, 8:12] = 1
+    smaller = one_breast(2, 30) | one_breast(44, 10)
+    beside = one_breast(0, 14) | one_breast(15, 14)
+    for mask in (both, bridged, smaller, beside):
+        for side in ("left", "right"):
+            CropHalfd("image")({"image": as_volume(torso()[0]), "mask": as_volume(mask), "side": side})
+    for seed in range(4):
+        for size in ((32, 16, 8), (64, 32, 16), (32, 16, 1)):
+            phantom = breast_mri_phantom(seed, size)
+            breast_of_mask(MetaTensor(torch.from_numpy(phantom.mask)[None], affine=phantom.affine), "left")
+    assert not caplog.messages
 
 
 def test_every_volume_becomes_two_items_of_one_part(tmp_path: Path) -> None:

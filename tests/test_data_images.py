@@ -286,9 +286,12 @@ def test_grey_and_colour_are_converted_only_when_asked(tmp_path: Path) -> None:
     rgb = write_picture(tmp_path / "rgb.png", colour)
     grey = write_picture(tmp_path / "grey.png")
     same = write_picture(tmp_path / "same.png", np.repeat(pixels()[..., None], 3, -1))
-    with pytest.raises(UserError, match=r"must be grey here \(1 channel\).*rgb.png, which is RGB.*convert_channels"):
+    remedy = "--channels 3 for RGB images, or --convert_channels true"
+    with pytest.raises(UserError, match=rf"must be grey here \(1 channel\).*rgb.png: an RGB image.*{remedy}"):
         load_volume(rgb, allow_planar=True, channels=1)
-    with pytest.raises(UserError, match=r"must be RGB here \(3 channels\).*grey.png, which is grey.*repeating"):
+    with pytest.raises(
+        UserError, match=r"must be RGB here \(3 channels\).*grey.png: a grey image.*--channels 1.*repeating"
+    ):
         LoadVolumed("image", allow_planar=True, channels=3)({"image": grey})
     luma = load_volume(rgb, allow_planar=True, channels=1, convert_channels=True)
     assert luma.shape == (5, 7, 1)

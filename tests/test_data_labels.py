@@ -116,7 +116,7 @@ def test_rules_that_contradict_themselves(root: Path) -> None:
 def test_folders_of_classes(root: Path) -> None:
     classes = {"names": ["well", "sick"], "folders": {"A": "well", "B": "sick"}}
     manifest = write_manifest(root.parent, layout=LAYOUT, classes=classes)
-    with pytest.raises(UserError, match=r"must lie in a folder A or B; received set\. Expected \*\*/P"):
+    with pytest.raises(UserError, match=r"must lie in a folder A or B.*4 files .*: set\. Expected \*\*/P"):
         build_datalist(root, manifest, planar=True)
     for number in range(4):
         target = root / "AB"[number % 2] / f"P{number}.png"

@@ -12,10 +12,12 @@ import nibabel
 import numpy as np
 import pytest
 from data_files import voxels, write_dicom, write_itk, write_nifti
+from PIL import Image
 from test_data_manifest import write_manifest
 
 from medical_diffusion.cli.data import add_parser
 from medical_diffusion.data import verify_dataset
+from medical_diffusion.data.checks import Fault
 from medical_diffusion.errors import UserError
 
 
@@ -93,6 +95,59 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
         report.raise_if_faulty()
     assert str(raised.value).count("\n- ") == 21
     assert "and 5 more" in str(report)
+
+
+@pytest.mark.parametrize("headers_only", [False, True])
+def test_a_fault_that_many_files_share_is_told_once(tmp_path: Path, headers_only: bool) -> None:
+    write_nifti(tmp_path / "sound.nii.gz")
+    for n in range(5):
+        write_nifti(tmp_path / f"flat{n}.nii.gz", voxels((8, 8), seed=n))
+    for n in range(3):
+        write_nifti(tmp_path / f"series{n}.nii.gz", voxels((4, 4, 4, 3), seed=n))
+    report = verify_dataset(tmp_path, headers_only=headers_only, progress=False)
+    assert len(report.faults) == 4 and sum(len(record.faults) for record in report.records) == 8
+    flat, *series = report.faults
+    assert [fault.path.name for fault in (flat, *series)] == ["flat0.nii.gz", *(f"series{n}.nii.gz" for n in range(3))]
+    assert str(flat).startswith(f"5 files ({', '.join(str(tmp_path / f'flat{n}.nii.gz') for n in range(3))}, ...): ")
+    with pytest.raises(UserError, match=r"(?s)- 5 files .*In all 4 faults"):
+        report.raise_if_faulty()
+    for n in range(3):
+        (tmp_path / f"series{n}.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"more than one slice here.*5 files .*flat2.nii.gz, \.\.\.\): a 2D image"):
+        verify_dataset(tmp_path, headers_only=headers_only, progress=False).raise_if_faulty()
+
+
+@pytest.mark.parametrize(
+    ("received", "value"),
+    [
+        ("/d/a.png: an RGB image", "an RGB image"),
+        ("/d/a.png, a flat image of (5, 4)", "a flat image of (5, 4)"),
+        ("/d/a.png (it ends (early))", "it ends (early)"),
+        ("/d/a.png with 5 pages", "one with 5 pages"),
+        ("/d/a.png", "/d/a.png"),
+        ("/d/a.png.gz (no header)", "/d/a.png.gz (no header)"),
+        ("4 axes", "4 axes"),
+    ],
+)
+def test_a_fault_names_its_file_once(received: str, value: str) -> None:
+    fault = Fault.from_error(Path("/d/a.png"), UserError("a rule", received))
+    assert fault.value == value
+
+
+def test_many_colour_images_where_grey_is_asked_for(tmp_path: Path) -> None:
+    """Headers alone show a sample, which the one fault says; the remedy is spelt as the command takes it."""
+    for n in range(50):
+        Image.fromarray(np.random.default_rng(n).integers(0, 255, (6, 5, 3), np.uint8)).save(tmp_path / f"{n:02}.png")
+    (fault,) = verify_dataset(tmp_path, planar=True, channels=1, progress=False).faults
+    assert "50 files (" in str(fault) and "; received an RGB image. Pass --channels 3" in str(fault)
+    (fault,) = verify_dataset(tmp_path, planar=True, channels=1, headers_only=True, progress=False).faults
+    assert str(fault).startswith("25 files (") and "(25 of 50 RGB files were looked at)" in str(fault)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    words = ["data", "verify", "--dataset_dir", str(tmp_path), "--images", "--channels", "1"]
+    for remedy, faulty in (([], 1), (["--convert_channels", "true"], 0), (["--convert-channels"], 0)):
+        arguments = parser.parse_args([*words, *remedy])
+        assert arguments.run(arguments) == faulty
 
 
 def test_sound_data_passes_and_is_summarised(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from medical_diffusion.data.phantoms import MASK_LABELS, PHANTOM_KINDS, chest_ct_phantom, write_phantoms, writer
+from medical_diffusion.data.phantoms.registry import check_phantom_size
 from medical_diffusion.errors import UserError
 
 SIZE = (32, 32, 32)
@@ -199,3 +200,28 @@ def test_every_kind_keeps_the_contract():
         phantom = kind.generate(0, (16, 16, 1 if kind.planar else 16))
         assert set(np.unique(phantom.mask)) <= set(kind.labels.values()), name
         json.dumps(phantom.facts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "rest"),
+    [
+        ("chest_ct", 1, r"\(1, 1, 1\)\. Use for example \(8, 8, 1\)"),
+        ("brain_mri", (2, 2, 2), r"\(2, 2, 2\)\. Use for example \(8, 8, 2\)"),
+        ("knee_mri", (16, 1, 1), r"Use for example \(16, 8, 1\)"),
+        ("shapes", (7, 7, 64), r"Use for example \(8, 7, 64\)"),
+        ("breast_mri", (4, 4, 4), r"Use for example \(8, 8, 4\)"),
+        ("radiograph", (7, 32, 1), r"Use for example \(8, 32, 1\)"),
+        ("fundus", (32, 1, 1), r"Use for example \(32, 8, 1\)"),
+    ],
+)
+def test_a_size_that_shows_nothing_is_refused_before_anything_is_written(tmp_path, kind, size, rest):
+    with pytest.raises(UserError, match=rf"^{kind} phantoms must have at least 8 voxels along two axes.*{rest}"):
+        write_phantoms(kind, tmp_path, 1, size, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_sizes_and_single_slices_are_welcome():
+    for name, kind in PHANTOM_KINDS.items():
+        for size in [(8, 8, 1)] if kind.planar else [(8, 8, 1), (1, 8, 8), (8, 2, 8), (8, 8, 8)]:
+            check_phantom_size(name, size)
+            assert len(np.unique(kind.generate(0, size).mask)) > 1, (name, size)

@@ -24,7 +24,6 @@ _PASSED_ON = (
     "label_column",
     "subject_column",
     "channels",
-    "convert_channels",
     "headers_only",
     "allow_planar",
 )
@@ -111,7 +110,11 @@ def _add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     verify.add_argument(
         "--convert-channels",
         "--convert_channels",
-        action="store_true",
+        type=str.lower,
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        default="false",
         help="the other kind is welcome, to be converted",
     )
     verify.add_argument("--headers-only", action="store_true", help="leave the voxels unread")
@@ -210,6 +213,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from medical_diffusion.data.verify import verify_dataset
 
     options = {name: value for name, value in vars(arguments).items() if name in _PASSED_ON}
+    options["convert_channels"] = arguments.convert_channels == "true"
     is_planar = arguments.images or (arguments.manifest is not None and load_manifest(arguments.manifest).planar)
     report = verify_dataset(planar=is_planar, **options)
     print(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +12,45 @@ from medical_diffusion.errors import UserError
 
 #: Faults printed one by one in an error; the rest is counted.
 MAX_FAULTS_SHOWN = 20
+#: Files named of one fault that more of them share.
+MAX_FILES_NAMED = 3
 #: |det| of the unit column vectors below which an affine counts as singular.
 SINGULAR_BELOW = 1e-4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One broken rule of one file."""
+    """One broken rule of one file, or of several that break it alike.
+
+    Attributes:
+        others: the further files, as ``grouped`` finds them.
+    """
 
     path: Path
     rule: str
     value: str
     remedy: str
+    others: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.rule}; received {self.value}. {self.remedy}" + "." * (not self.remedy.endswith("?"))
+        return f"{self.where}: {self.rule}; received {self.value}. {self.remedy}" + "." * (
+            not self.remedy.endswith("?")
+        )
+
+    @property
+    def where(self) -> str:
+        """The file, or how many there are and the first of them."""
+        if not self.others:
+            return str(self.path)
+        paths = (self.path, *self.others)
+        named = ", ".join(map(str, paths[:MAX_FILES_NAMED]))
+        return f"{len(paths)} files ({named}{', ...' if len(paths) > MAX_FILES_NAMED else ''})"
 
     @classmethod
     def from_error(cls, path: Path, error: UserError) -> Fault:
-        """The fault that an error about one file tells of."""
-        return cls(path, error.rule, str(error.received), error.remedy or "Replace or remove the file")
+        """The fault that an error about one file tells of; its value does not name the file a second time."""
+        value = _unnamed(str(error.received), path)
+        return cls(path, error.rule, value, error.remedy or "Replace or remove the file")
 
 
 @dataclass(frozen=True)
@@ -110,8 +129,28 @@ def voxel_faults(path: Path, voxels: np.ndarray) -> list[Fault]:
     return []
 
 
+def grouped(faults: Sequence[Fault]) -> list[Fault]:
+    """The same faults, with those that more than three files share (rule, value and remedy) as one, where it is first.
+
+    Up to three files are listed one by one.
+    """
+    files: dict[tuple[str, str, str], list[Path]] = {}
+    for fault in faults:
+        files.setdefault(_kind(fault), []).extend((fault.path, *fault.others))
+    found: list[Fault] = []
+    told: set[tuple[str, str, str]] = set()
+    for fault in faults:
+        kind = _kind(fault)
+        if len(files[kind]) <= MAX_FILES_NAMED:
+            found.append(fault)
+        elif kind not in told:
+            found.append(replace(fault, others=tuple(files[kind][1:])))
+            told.add(kind)
+    return found
+
+
 def raise_faults(faults: Sequence[Fault], rule: str, remedy: str) -> None:
-    """One error for all faults, the first 20 in full and the rest as a count; nothing where there are none.
+    """One error for all faults, grouped, the first 20 in full and the rest as a count; nothing where there are none.
 
     Args:
         rule, remedy: of the error for several faults; a single one speaks for itself.
@@ -121,12 +160,27 @@ def raise_faults(faults: Sequence[Fault], rule: str, remedy: str) -> None:
     """
     if not faults:
         return
+    faults = grouped(faults)
     if len(faults) == 1:
-        raise UserError(faults[0].rule, f"{faults[0].path}: {faults[0].value}", faults[0].remedy)
+        raise UserError(faults[0].rule, f"{faults[0].where}: {faults[0].value}", faults[0].remedy)
     lines = [f"- {fault}" for fault in faults[:MAX_FAULTS_SHOWN]]
     if len(faults) > MAX_FAULTS_SHOWN:
         lines.append(f"- and {len(faults) - MAX_FAULTS_SHOWN} more")
     raise UserError(rule, "\n" + "\n".join(lines) + f"\nIn all {len(faults)} faults", remedy)
+
+
+def _kind(fault: Fault) -> tuple[str, str, str]:
+    return fault.rule, fault.value, fault.remedy
+
+
+def _unnamed(received: str, path: Path) -> str:
+    """What an error received, without the path that it begins with: "PATH: x", "PATH, x", "PATH (x)" or "PATH of x"."""
+    rest = received.removeprefix(str(path))
+    if rest == received or not rest.startswith((" ", ",", ":")):
+        return received
+    if rest.startswith(" ("):
+        return rest[2:].removesuffix(")")
+    return rest.lstrip(",: ") if rest.startswith((",", ":")) else f"one{rest}"
 
 
 def _affine_text(header: VolumeHeader) -> str:

@@ -19,6 +19,7 @@ from medical_diffusion.data.checks import (
     MAX_FAULTS_SHOWN,
     Fault,
     VolumeHeader,
+    grouped,
     header_faults,
     raise_faults,
     voxel_faults,
@@ -49,7 +50,10 @@ class VolumeRecord:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """Result of ``verify_dataset``: ``str(report)`` is a readable table."""
+    """Result of ``verify_dataset``: ``str(report)`` is a readable table.
+
+    ``records`` hold the faults of each file, ``faults`` all of them, those that many files share as one.
+    """
 
     dataset_dir: Path
     records: tuple[VolumeRecord, ...]
@@ -162,7 +166,7 @@ def verify_dataset(
         faults += _mixed_depth_faults(records)
     if headers_only and channels == 1 and not convert_channels:
         faults += _colour_faults(records)
-    return VerificationReport(source.root, records, tuple(faults), headers_only, label_counts)
+    return VerificationReport(source.root, records, tuple(grouped(faults)), headers_only, label_counts)
 
 
 def check_volume(
@@ -240,12 +244,15 @@ def _refuse_depth(record: VolumeRecord) -> VolumeRecord:
 def _colour_faults(records: Sequence[VolumeRecord]) -> list[Fault]:
     """Faults of the RGB files, evenly picked, that are decoded to learn whether they are grey."""
     suspects = [r for r in records if r.header is not None and r.header.channels == 3 and not r.faults]
+    sample = suspects[:: max(1, len(suspects) // COLOURS_SAMPLED)]
+    few = f" ({len(sample)} of {len(suspects)} RGB files were looked at)" if len(sample) < len(suspects) else ""
     faults = []
-    for record in suspects[:: max(1, len(suspects) // COLOURS_SAMPLED)]:
+    for record in sample:
         path = record.volume.path
         try:
             if not is_grey(read_image(path, record.volume.series_uid).pixels):
-                faults.append(Fault.from_error(path, channel_error(path, 3, 1)))
+                fault = Fault.from_error(path, channel_error(path, 3, 1))
+                faults.append(replace(fault, value=fault.value + few))
         except UserError as error:
             faults.append(Fault.from_error(path, error))
     return faults

@@ -30,6 +30,7 @@ def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     source, layout = fields["source"], fields["layout"]
     yield manifest.name, f"{fields['title']} (version {fields['version']})"
     yield "licence", fields["licence"]
+    yield "", "The terms on the provider's page decide, not this line"
     yield "source", source["url"] + (f", doi {source['doi']}" if "doi" in source else "")
     if "citation" in source:
         yield "cite", source["citation"]

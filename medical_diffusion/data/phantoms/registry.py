@@ -18,6 +18,9 @@ from medical_diffusion.data.phantoms import (
 from medical_diffusion.data.phantoms.primitives import Phantom
 from medical_diffusion.errors import UserError, did_you_mean
 
+#: Voxels along two axes from which on a phantom shows what it stands for; the third may have 1, a slice.
+LEAST_EXTENT = 8
+
 
 @dataclass(frozen=True)
 class PhantomKind:
@@ -107,3 +110,17 @@ def phantom_kind(name: str) -> PhantomKind:
     if name not in PHANTOM_KINDS:
         raise UserError("phantom kind must be a known one", name, did_you_mean(name, PHANTOM_KINDS))
     return PHANTOM_KINDS[name]
+
+
+def check_phantom_size(name: str, size: tuple[int, int, int]) -> None:
+    """Refuse a size (H, W, D) at which phantoms show nothing of what they stand for.
+
+    Raises:
+        UserError: fewer than two axes of ``LEAST_EXTENT`` voxels.
+    """
+    short = [axis for axis, extent in enumerate(size) if extent < LEAST_EXTENT]
+    if len(short) <= 1:
+        return
+    rule = f"{name} phantoms must have at least {LEAST_EXTENT} voxels along two axes (H, W, D)"
+    larger = tuple(LEAST_EXTENT if axis in short[:-1] else extent for axis, extent in enumerate(size))
+    raise UserError(rule, size, f"Use for example {larger}")

@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from medical_diffusion.data.phantoms.primitives import Phantom
-from medical_diffusion.data.phantoms.registry import PHANTOM_KINDS, PhantomKind, phantom_kind
+from medical_diffusion.data.phantoms.registry import PHANTOM_KINDS, PhantomKind, check_phantom_size, phantom_kind
 from medical_diffusion.data.phantoms.workers import ordered_map, worker_count
 from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import per_axis
@@ -54,7 +54,7 @@ def write_phantoms(
         kind: a name in ``PHANTOM_KINDS``.
         output_dir: folder that gets the sub-folder ``<kind>_<H>x<W>x<D>_n<count>_s<seed>``.
         count: number of phantoms, at least 1.
-        image_size: voxels (H, W, D).
+        image_size: voxels (H, W, D), two axes of them at least 8.
         seed: first seed, at least 0.
         progress: show a progress bar.
         max_workers: processes that draw; as many as there are CPUs, up to 8, where that pays.
@@ -68,6 +68,7 @@ def write_phantoms(
         UserError: an argument out of range, or a folder that cannot be written (permission, full disk).
     """
     known, size = phantom_kind(kind), per_axis(image_size, "image_size")
+    check_phantom_size(kind, size)
     workers = worker_count(count) if max_workers is None else max_workers
     for name, value, least in (("count", count, 1), ("seed", seed, 0), ("max_workers", workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -5,12 +5,17 @@ Without one the breasts are looked for: the body is what is brighter than Otsu's
 breasts, and the middle of its width is the midline. A plane counts as body where it holds a twentieth of what the
 fullest plane of its axis holds, so that specks of noise do not widen the box. Either box gets a margin.
 
+A mask of a single breast has no two halves. Between two breasts planes from left to right hold little of the mask; a
+mask without such a gap in its middle third is refused where it lies on one side of the volume, and otherwise cut with
+a warning, since a box drawn around both breasts looks the same.
+
 The paper states neither margin nor mirroring: halves are not mirrored, so that a left and a right breast stay what
 they are. Axes are found by the affine, whichever their order.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +28,15 @@ from monai.transforms import MapTransform, SpatialCrop
 from medical_diffusion.data.preprocessing.naming import name_of
 from medical_diffusion.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SIDES = ("left", "right")
 #: Values of a mask that are breast: the breast, and fibroglandular tissue where it is told apart.
 BREAST = (1, 2)
 #: Share of the fullest plane's body voxels from which on a plane counts as body.
 LEAST_SHARE = 0.05
+#: Share of the fullest plane's mask voxels below which a plane is a gap between two breasts.
+GAP_SHARE = 0.5
 #: Largest distance of a mask's corners from its image's, in voxels.
 TOLERANCE = 0.1
 
@@ -44,7 +53,8 @@ class CropHalfd(MapTransform):
         labels: values of the mask that are breast; others, such as a chest wall, are not.
 
     Raises:
-        UserError: a mask of another shape or place than its image, or without a voxel; no body found; another side.
+        UserError: a mask of another shape or place than its image, without a voxel, or of one breast on one side of the
+            volume; no body found; another side.
     """
 
     def __init__(
@@ -102,7 +112,7 @@ def breast_of_mask(mask: MetaTensor, side: str, labels: Sequence[int] = BREAST) 
     """Voxels of these labels on one side of the midline of its bounding box, ``(H, W, D)``.
 
     Raises:
-        UserError: nothing is masked, or a single plane, which has no two sides.
+        UserError: nothing is masked, a single plane, which has no two sides, or one breast on one side of the volume.
     """
     values = mask[0].numpy(force=True)
     inside = np.isin(values, labels)
@@ -120,7 +130,36 @@ def breast_of_mask(mask: MetaTensor, side: str, labels: Sequence[int] = BREAST) 
             f"{name_of(mask)} with one plane from left to right",
             "Draw the mask again, or remove it to have the breasts found by their outline",
         )
+    _check_two_breasts(inside, axis, name_of(mask), warn=side == SIDES[0])
     return _on_side(inside, mask, side, (start[axis] + stop[axis]) / 2)
+
+
+def _check_two_breasts(inside: np.ndarray, axis: int, name: str, warn: bool) -> None:
+    """Refuse or doubt a mask without a gap, as the module's first lines say.
+
+    Args:
+        inside: the mask, ``(H, W, D)``.
+        axis: runs from left to right.
+        name: of the mask, for the message.
+        warn: tell of a mask that is doubtful; both sides of a volume are cut, and one warning is enough.
+
+    Raises:
+        UserError: it lies on one side of the volume.
+    """
+    counts = inside.sum(axis=tuple(other for other in range(3) if other != axis))
+    start, stop = (ends[axis] for ends in _box(inside, LEAST_SHARE))
+    third = (stop - start) // 3
+    if counts[start + third : stop - third].min() < GAP_SHARE * counts.max():
+        return
+    remedy = "Use --halves false where each volume shows one breast"
+    if stop <= len(counts) / 2 or start >= len(counts) / 2:
+        raise UserError(
+            "a breast mask must hold both breasts where volumes are cut into halves",
+            f"{name}, one breast on one side of the volume",
+            f"{remedy}, or remove the mask to have the breasts found by their outline",
+        )
+    if warn:
+        logger.warning("Breast mask %s has no gap between two breasts and is cut at its midline. %s.", name, remedy)
 
 
 def breast_by_outline(image: MetaTensor, side: str) -> np.ndarray:

@@ -108,8 +108,9 @@ def channel_error(path: str | Path, colours: int, channels: int) -> UserError:
     """The error for a grey image where RGB is asked for, and the reverse."""
     names = {1: "grey", 3: "RGB"}
     how = "by its luma" if channels == 1 else "by repeating its grey"
+    article = "an" if colours == 3 else "a"
     return UserError(
         f"images must be {names[channels]} here ({channels} channel{'s' if channels > 1 else ''})",
-        f"{path}, which is {names[colours]}",
-        f"Pass convert_channels to convert every image {how}, or use a bundle for {names[colours]} images",
+        f"{path}: {article} {names[colours]} image",
+        f"Pass --channels {colours} for {names[colours]} images, or --convert_channels true to convert each {how}",
     )
