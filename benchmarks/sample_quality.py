@@ -85,7 +85,8 @@ def main() -> None:
     if reconstruction.is_file():
         content = json.loads(reconstruction.read_text(encoding="utf-8"))
         for name, entry in content["reconstruction"].items():
-            rows.append((f"reconstruction {name}", f"{entry['mean']:.4g} ± {entry['std'] or 0:.2g}"))
+            spread = "" if entry["std"] is None else f" ± {entry['std']:.2g}"
+            rows.append((f"reconstruction {name}", f"{entry['mean']:.4g}{spread}"))
         rows.append(("trilinear psnr", f"{content['trilinear_baseline']['psnr']['mean']:.4g}"))
         if "codebook" in content:
             rows.append(("codes used", f"{100 * content['codebook']['codes_used']:.0f} %"))

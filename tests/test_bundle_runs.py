@@ -36,7 +36,7 @@ def test_training_writes_all_that_its_last_lines_name(trained: Path) -> None:
         assert (trained / relative).stat().st_size > 0, relative
     assert list((trained / "logs").rglob("events.out.tfevents*"))
     report = json.loads((trained / "reports" / "reconstruction.json").read_text(encoding="utf-8"))
-    assert set(report["reconstruction"]) >= {"psnr", "mse", "ms_ssim"}
+    assert set(report["reconstruction"]) >= {"psnr", "mse", "ms_ssim", "high_frequency_ratio"}
     assert 0 < report["codebook"]["codes_used"] <= 1
 
 

@@ -15,6 +15,7 @@ from medical_diffusion.evaluation.reconstruction import (
     summarise,
     trilinear_baseline,
 )
+from medical_diffusion.evaluation.spectrum import high_frequency_ratio
 from medical_diffusion.losses.perceptual import lpips_of_volumes
 
 
@@ -68,6 +69,28 @@ def test_score_gathers_batches_and_compares_with_the_baseline() -> None:
     assert summary["psnr_gain"].mean > 20
     assert str(summarise([1.0, 3.0])) == "2 ± 1.4"
     assert str(summarise([1.0])) == "1"
+
+
+@pytest.mark.parametrize("size", [(12, 12, 6), (16, 16, 1)])
+def test_sharpness_is_the_ratio_of_high_frequency_energy_over_all_batches(size: tuple[int, ...]) -> None:
+    target = torch.rand(3, 1, *size, generator=torch.Generator().manual_seed(0)) - 0.5
+    target[0] *= 0.1  # a volume with little detail: the ratio is of the sums, not a mean of ratios
+    volumes = target * torch.tensor([2.0, 0.5, 0.5]).view(3, 1, 1, 1, 1)
+    score = ReconstructionScore((2, 2, 2))
+    score.update(volumes[:2], target[:2])
+    score.update(volumes[2:], target[2:])
+    summary = score.summary()
+    sharpness = summary["high_frequency_ratio"]
+    assert sharpness.mean == pytest.approx(high_frequency_ratio(volumes, target), rel=1e-5)
+    assert sharpness.mean < 0.3 and str(sharpness) == f"{sharpness.mean:.4g}"
+    baseline = high_frequency_ratio(trilinear_baseline(target, (2, 2, 2)), target)
+    assert summary["baseline_high_frequency_ratio"].mean == pytest.approx(baseline, rel=1e-5)
+
+
+def test_volumes_without_detail_have_no_sharpness() -> None:
+    score = ReconstructionScore((2, 2, 2))
+    score.update(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8))
+    assert "high_frequency_ratio" not in score.summary()
 
 
 def plane_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

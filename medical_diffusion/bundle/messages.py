@@ -22,6 +22,9 @@ from medical_diffusion.training.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
 
+SHARP = 0.8
+"""High-frequency energy of reconstructions by that of held-out volumes below which training says what would help."""
+
 PHANTOM_TITLES = {
     "brain_mri": "brain-MRI",
     "breast_mri": "breast-MRI",
@@ -117,12 +120,19 @@ def report_reconstruction(
     for name, entry in report["reconstruction"].items():
         other = report["trilinear_baseline"].get(name)
         beside = f"   (trilinear {_figure(other)})" if other else ""
-        logger.info("  %-9s %s%s", name, _figure(entry), beside)
+        logger.info("  %-20s %s%s", name, _figure(entry), beside)
     for name, reason in report.get("absent", {}).items():
-        logger.info("  %-9s not measured: %s", name, reason)
+        logger.info("  %-20s not measured: %s", name, reason)
     if codebook := report.get("codebook"):
         logger.info("  codes used %.0f %%, perplexity %.0f", 100 * codebook["codes_used"], codebook["perplexity"])
     logger.info("  written to %s", path)
+    sharpness = report["reconstruction"].get("high_frequency_ratio")
+    if sharpness and sharpness["mean"] < SHARP and not external:
+        logger.info(
+            "  Reconstructions keep %.0f %% of the held-out high-frequency energy, and samples will hardly keep more. "
+            "A smaller --compression keeps most, then a higher --spectral_weight or more --autoencoder_steps.",
+            100 * sharpness["mean"],
+        )
     return report
 
 

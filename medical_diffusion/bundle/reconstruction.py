@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ BASELINE = "baseline_"
 
 
 class ReconstructionEvaluation:
-    """PSNR, MSE, MS-SSIM and LPIPS of reconstructions of a data set, and how much of a codebook they use.
+    """PSNR, MSE, MS-SSIM, LPIPS and sharpness of reconstructions of a data set, and how much of a codebook they use.
 
     LPIPS is measured where the extra ``perceptual`` is installed and its weights lie on this machine.
 
@@ -44,10 +45,11 @@ class ReconstructionEvaluation:
 
     @torch.no_grad()
     def run(self, perceptual: bool = True) -> dict[str, Any]:
-        """Mean and standard deviation (None for one volume) of each figure, beside trilinear resampling.
+        """Mean and standard deviation of each figure, beside trilinear resampling.
 
-        All channels count. The part ``codebook`` is there only where the bottleneck has one, the part ``absent`` where
-        a figure was wanted and not to be had: why, by its name.
+        The deviation is None for a single volume and for ``high_frequency_ratio``, which is one ratio for all. All
+        channels count. The part ``codebook`` is there only where the bottleneck has one, the part ``absent`` where a
+        figure was wanted and not to be had: why, by its name.
         """
         training = self.autoencoder.training
         self.autoencoder.eval().to(self.device)
@@ -61,7 +63,7 @@ class ReconstructionEvaluation:
                 used.append(bottleneck.indices.flatten())
             score.update(reconstructions[0].clamp(-1.0, 1.0), image)
         self.autoencoder.train(training)
-        figures = {n: {"mean": s.mean, "std": s.std if s.count > 1 else None} for n, s in score.summary().items()}
+        figures = {n: {"mean": s.mean, "std": None if math.isnan(s.std) else s.std} for n, s in score.summary().items()}
         report: dict[str, Any] = {
             "volumes": len(self.dataset),  # type: ignore[arg-type]
             "reconstruction": {n: f for n, f in figures.items() if not n.startswith(BASELINE)},

@@ -1,8 +1,9 @@
-"""How well the autoencoder gives volumes back: MSE, PSNR, MS-SSIM, LPIPS, beside interpolation by its compression.
+"""How well the autoencoder gives volumes back: MSE, PSNR, MS-SSIM, LPIPS, sharpness, beside plain interpolation.
 
-The baseline shrinks the volume as much as the latent does, by plain down- and upsampling: an autoencoder has to beat it
-to have learned anything. Every number is per volume; a table shows mean ± standard deviation over volumes. MSE and PSNR
-are MONAI's, in float64; MS-SSIM is that of :mod:`medical_diffusion.losses.ssim`, which says why.
+The baseline shrinks the volume as much as the latent does, by trilinear down- and upsampling: an autoencoder has to
+beat it to have learned anything. A number is per volume, and a table shows mean ± standard deviation over volumes; but
+sharpness, the high-frequency energy of all reconstructions by that of all volumes, is one ratio. MSE and PSNR are
+MONAI's, in float64; MS-SSIM is that of :mod:`medical_diffusion.losses.ssim`, which says why.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from medical_diffusion.errors import UserError
+from medical_diffusion.evaluation.spectrum import high_frequency_energy
 from medical_diffusion.losses.ssim import ms_ssim
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation over volumes; the deviation of a single volume is NaN."""
+    """Mean and sample standard deviation over volumes, NaN for a single volume or where a figure has none."""
 
     mean: float
     std: float
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.std:.2g}" if self.count > 1 else f"{self.mean:.4g}"
+        return f"{self.mean:.4g}" if math.isnan(self.std) else f"{self.mean:.4g} ± {self.std:.2g}"
 
 
 def summarise(values: Tensor | Sequence[float]) -> Summary:
@@ -119,6 +121,7 @@ class ReconstructionScore:
     ) -> None:
         self.compression, self.data_range, self.lpips = tuple(compression), data_range, lpips
         self.values: dict[str, list[float]] = {}
+        self.energy = dict.fromkeys(("", "baseline_", "target"), 0.0)
 
     @torch.no_grad()
     def update(self, reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -128,6 +131,8 @@ class ReconstructionScore:
         metrics |= {f"baseline_{name}": value for name, value in self._of(baseline, target).items()}
         for name, value in metrics.items():
             self.values.setdefault(name, []).extend(value.tolist())
+        for name, volumes in zip(self.energy, (reconstruction, baseline, target), strict=True):
+            self.energy[name] += high_frequency_energy(volumes).double().sum().item()
         return metrics
 
     def _of(self, volumes: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -137,7 +142,8 @@ class ReconstructionScore:
     def summary(self) -> dict[str, Summary]:
         """Mean and standard deviation of each metric over all volumes so far, and of the gain in dB.
 
-        ``psnr_gain`` is the PSNR above the baseline's, volume by volume.
+        ``psnr_gain`` is the PSNR above the baseline's, volume by volume. ``high_frequency_ratio`` is that of
+        :func:`~medical_diffusion.evaluation.spectrum.high_frequency_ratio`, left out where the volumes have no detail.
 
         Raises:
             UserError: no volume yet.
@@ -146,4 +152,8 @@ class ReconstructionScore:
             raise UserError("a summary needs at least one volume")
         result = {name: summarise(values) for name, values in self.values.items()}
         gains = [a - b for a, b in zip(self.values["psnr"], self.values["baseline_psnr"], strict=True)]
-        return result | {"psnr_gain": summarise(gains)}
+        result["psnr_gain"] = summarise(gains)
+        if target := self.energy["target"]:
+            for prefix in ("", "baseline_"):
+                result[f"{prefix}high_frequency_ratio"] = Summary(self.energy[prefix] / target, math.nan, len(gains))
+        return result

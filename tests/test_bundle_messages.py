@@ -1,0 +1,46 @@
+"""What a run says of its reconstructions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from medical_diffusion.bundle.folders import Folders
+from medical_diffusion.bundle.messages import report_reconstruction
+
+
+class Evaluation:
+    """Stands for an evaluation whose reconstructions have this sharpness, or none."""
+
+    def __init__(self, sharpness: float | None) -> None:
+        self.sharpness = sharpness
+
+    def run(self) -> dict:
+        figures: dict = {"psnr": {"mean": 30.0, "std": 1.5}}
+        if self.sharpness is not None:
+            figures["high_frequency_ratio"] = {"mean": self.sharpness, "std": None}
+        return {"volumes": 3, "reconstruction": figures, "trilinear_baseline": {"psnr": {"mean": 20.0, "std": None}}}
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "external", "said"),
+    [
+        (0.62, None, True),
+        (0.95, None, False),
+        (None, None, False),
+        (0.62, "somewhere/vae", False),
+    ],
+)
+def test_blurred_reconstructions_come_with_a_remedy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sharpness: float | None, external: str | None, said: bool
+) -> None:
+    caplog.set_level(logging.INFO, "medical_diffusion.bundle.messages")
+    report = report_reconstruction(Folders(tmp_path), Evaluation(sharpness), external)  # type: ignore[arg-type]
+    text = caplog.text
+    assert "30 ± 1.5   (trilinear 20)" in text
+    assert ("keep 62 % of the held-out high-frequency energy" in text and "--compression" in text) == said
+    (path,) = (tmp_path / "reports").glob("*.json")
+    assert report and json.loads(path.read_text(encoding="utf-8"))["reconstruction"] == report["reconstruction"]
