@@ -6,10 +6,11 @@
 Prints a Markdown table. Each network runs in a process of its own, so that its peak memory is its own: the highest
 resident size above that after the imports. A step is forward, L1 loss, backward and Adam, fused but for the plain
 network; a forward pass is in eval mode without gradients. Times are medians over the runs, the fastest run in brackets,
-after a warm-up, in float32. The last columns are these medians over those of the plain network
-(``plain_networks.py``: the paper's UNet, "linear" without the package's choices for speed and its depth embedding),
-which runs first. The package's networks keep freed memory in the process, as every run of a bundle does; the others do
-not, as in a program of their own.
+after a warm-up, in float32. The ratios are these medians over those of the plain network (``plain_networks.py``: the
+paper's UNet, "linear" without the package's choices for speed and its depth embedding), which runs first. The last
+column is the rate of convolutions and matrix products in the fastest run by that of one large matrix product at the
+start: at 100 % nothing but they would take time. The package's networks keep freed memory in the process, as every run
+of a bundle does; the others do not, as in a program of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import time
 
-from machine import matrix_rate
+from machine import gflop_of, matrix_rate
 
 NETWORKS = {
     "plain": "the paper's UNet written plainly, linear spatial attention",
@@ -113,11 +114,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         numbers[f"{work.__name__}_least"] = min(seconds[WARM_UP:])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         numbers[f"{work.__name__}_memory"] = (peak - imports) / 1024**2
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        forward()
-    numbers["gflop"] = counter.get_total_flops() / 1e9
+    numbers["forward_gflop"], numbers["step_gflop"] = gflop_of(forward), gflop_of(step)
     return numbers
 
 
@@ -138,17 +135,19 @@ def main() -> None:
 
     from importlib.metadata import version
 
+    rate = matrix_rate(options.threads)
     allocator = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "THP_MEM"))}
     print(
         f"{datetime.date.today()}, {platform.machine()}, {options.threads} threads, "
         f"load {os.getloadavg()[0]:.1f}, torch {version('torch')}, monai {version('monai')}, "
         f"allocator settings {allocator or 'none'}\n"
         f"latent {options.channels} x {' x '.join(map(str, options.size))}, batch {options.batch}, "
-        f"width {options.width}, float32, matrix products at {matrix_rate(options.threads):.0f} GFLOP/s\n"
+        f"width {options.width}, float32, matrix products at {rate:.0f} GFLOP/s\n"
     )
-    columns = ["network", "parameters", "GFLOP, forward", "forward", "training step", "memory, forward", "memory, step"]
-    print("| " + " | ".join([*columns, "forward / plain", "step / plain"]) + " |")
-    print("|" + "---|" * (len(columns) + 2))
+    columns = ["network", "parameters", "GFLOP, forward / step", "forward", "training step"]
+    columns += ["memory, forward", "memory, step", "forward / plain", "step / plain", "of the matrix rate"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     plain: dict[str, float] = {}
     for name in sorted(options.networks, key=list(NETWORKS).index):
@@ -157,12 +156,14 @@ def main() -> None:
         n = json.loads(done.stdout.splitlines()[-1])
         if name == "plain":
             plain = n
-        ratios = [f"{n[work] / plain[work]:.2f}" if plain else "–" for work in ("forward", "step")]
+        works = ("forward", "step")
+        ratios = [f"{n[work] / plain[work]:.2f}" if plain else "–" for work in works]
+        shares = [f"{100 * n[f'{work}_gflop'] / n[f'{work}_least'] / rate:.0f} %" for work in works]
         print(
-            f"| {NETWORKS[name]} | {n['parameters'] / 1e6:.1f} M | {n['gflop']:.1f} "
+            f"| {NETWORKS[name]} | {n['parameters'] / 1e6:.1f} M | {n['forward_gflop']:.1f} / {n['step_gflop']:.1f} "
             f"| {n['forward']:.3f} s ({n['forward_least']:.3f}) | {n['step']:.3f} s ({n['step_least']:.3f}) "
             f"| {n['forward_memory']:.2f} GB | {n['step_memory']:.2f} GB "
-            f"| {' | '.join(ratios)} |",
+            f"| {' | '.join(ratios)} | {' / '.join(shares)} |",
             flush=True,
         )
 
