@@ -1,7 +1,7 @@
 """What a machine can do at this moment, and what a step asks of it.
 
-A shared machine varies within the hour. A step whose products take G GFLOP is not faster than G over the rate of a large
-matrix product, however well it is written.
+A shared machine varies within the hour. A step whose products take G GFLOP is not faster than G over the rate of a
+large matrix product, however well it is written.
 """
 
 from __future__ import annotations
