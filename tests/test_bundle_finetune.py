@@ -22,6 +22,7 @@ from bundle_runs import ROOT, as_arguments, run, workflow
 from data_files import oblique_affine, write_nifti
 from monai.bundle import verify_metadata
 from monai.networks.nets import SwinUNETR
+from PIL import Image
 from test_data_docs import commands
 from torch import Tensor
 
@@ -151,6 +152,17 @@ def test_a_folder_is_segmented_on_its_own_grid_and_what_is_written_is_skipped(tr
     (output / "segmentations.json").write_text(json.dumps({**listing, "weights_sha256": "other"}))
     message = failure_of("inference", **options, dataset_dir=str(tmp_path / "in"))
     assert "must have been made with the same weights and classes" in message
+
+
+def test_the_remedy_for_colour_images_works(trained: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 44, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "colour.png")
+    options = {"run_dir": str(trained), "dataset_dir": str(tmp_path / "in"), "device": "cpu"}
+    options["output_dir"] = str(tmp_path / "out")
+    assert "--convert_channels true to convert each by its luma" in failure_of("inference", **options)
+    run("inference", BUNDLE, **options, convert_channels=True)
+    assert np.asarray(Image.open(tmp_path / "out" / "colour.png")).shape == (40, 44)
 
 
 def test_one_constant_image_does_not_cost_the_others(trained: Path, tmp_path: Path) -> None:
