@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,31 @@ def test_profiles_follow_from_dataset_dir() -> None:
     assert paper["num_codes"] == 16384 and paper["latent_channels"] == 8 and paper["timesteps"] == 300
     assert paper["spacing"] == [1.0, 1.0, 1.0] and paper["crop_size"] == [320, 320, 320]
     assert paper["compression"] == [4, 4, 4] and paper["unet_channels"] == 32 and paper["noise_schedule"] == "cosine"
+
+
+@pytest.mark.parametrize("name", ["lidc_ldm", "duke_ldm", "chexpert_ldm"])
+def test_the_quick_profile_is_the_phantom_run_behind_the_papers_preprocessing(name: str) -> None:
+    root = str(BUNDLE.parent / name)
+    phantom, paper = Defaults(root), Defaults(root, dataset_dir="somewhere", profile="paper")
+    quick = Defaults(root, dataset_dir="somewhere", profile="quick")
+    assert paper == Defaults(root, dataset_dir="somewhere") and quick.profile == "quick"
+    for option in quick.options.values():
+        same = paper if option.stage == "data" and option.name != "image_size" else phantom
+        assert quick[option.name] == same[option.name], option.name
+    assert quick["image_size"] == phantom["image_size"] and quick["test_fraction"] == paper["test_fraction"] == 0.1
+    assert Settings(quick, {"image_size": quick["image_size"], "compression": quick["compression"]}).latent_size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profile": "quick"}, r"--profile chooses.*received: quick.*--dataset_dir"),
+        ({"profile": "fast", "dataset_dir": "somewhere"}, "--profile must be one of paper, quick.*fast"),
+    ],
+)
+def test_a_profile_that_can_not_be_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.compile(message, re.IGNORECASE)):
+        Defaults(str(BUNDLE), **options)
 
 
 def test_size_must_be_divisible_by_the_compression() -> None:

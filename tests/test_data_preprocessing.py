@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,14 @@ def test_padding_value_and_saying_so_once(caplog: pytest.LogCaptureFixture) -> N
     assert lowest.eq(5).all()
     with pytest.raises(UserError, match=r"a number or 'minimum'"):
         CenterCropOrPadd("image", 4, padding_value="edge")
+
+
+@pytest.mark.parametrize(("size", "said"), [((8, 8, 0), True), ((8, 5, 4), False), (4, False)])
+def test_a_crop_that_is_mostly_padding_comes_with_a_remedy(
+    size: Any, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    CenterCropOrPadd("image", size)({"image": MetaTensor(torch.rand(1, 3, 4, 4))})
+    assert ("Only 19 % of that crop would be image" in caplog.text and "--crop_size none" in caplog.text) == said
 
 
 def test_no_padding_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,8 @@ def describe_bundle(root: str | Path) -> str:
     metadata = json.loads((Path(root) / "configs" / "metadata.json").read_text(encoding="utf-8"))
     lines = [f"{metadata['name']} {metadata['version']}: {metadata['task']}", metadata["description"], ""]
     lines += ["Defaults: on phantoms (no --dataset_dir) | on real volumes (the paper's configuration)"]
+    if "profile" in options:
+        lines += ["With --profile quick real volumes take the preprocessing of the second and all else of the first."]
     for stage, title in STAGE_TITLES.items():
         chosen = [option for option in options.values() if option.stage == stage]
         lines += ["", title] if chosen else []

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 SHARP = 0.8
 """High-frequency energy of reconstructions by that of held-out volumes below which training says what would help."""
 
+PROFILE_NOTES = {
+    "paper": "The paper's configuration is the default. --profile quick is a run of minutes, to see all go through.",
+    "quick": "Profile quick: small networks and few steps. Without it the paper's configuration is the default.",
+}
 PHANTOM_TITLES = {
     "brain_mri": "brain-MRI",
     "breast_mri": "breast-MRI",
@@ -64,6 +68,7 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         )
     else:
         logger.info("Training on %s at %s voxels.", settings.dataset_dir, size)
+        logger.info(PROFILE_NOTES[settings.profile])
     data.prepare()
     if data.class_names:
         shares = zip(data.class_names, data.class_frequencies, strict=True)

@@ -1,8 +1,9 @@
 """A bundle's options: one table, ``configs/options.json``, in which every number stands once.
 
 Each option has a type, a unit, a line of help and a default for each profile: ``phantom`` (no ``dataset_dir``: a small
-run on procedural phantoms) and ``paper`` (real data). Values arrive from the command line as text, numbers, tuples or
-lists; :func:`coerce` brings each to its type or says what is wrong.
+run on procedural phantoms), ``paper`` (real data) and ``quick``, the small run on real data: the preprocessing of
+``paper``, everything else, the image size included, of ``phantom``. Values arrive from the command line as text,
+numbers, tuples or lists; :func:`coerce` brings each to its type or says what is wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from medical_diffusion.errors import UserError, did_you_mean
 
 NONE_WORDS = ("none", "null", "")
-PROFILES = ("phantom", "paper")
+STATED_PROFILES = ("phantom", "paper")
 OPPOSITES = ("LR", "AP", "IS")
 
 
@@ -70,7 +71,9 @@ def load_options(root: str | Path) -> dict[str, Option]:
     options = {}
     for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
         default = entry.pop("default", None)
-        defaults = {profile: entry.pop(profile, default) for profile in PROFILES}
+        defaults = {profile: entry.pop(profile, default) for profile in STATED_PROFILES}
+        is_preprocessing = entry.get("stage") == "data" and name != "image_size"
+        defaults["quick"] = defaults["paper" if is_preprocessing else "phantom"]
         choices = tuple(entry.pop("choices", ()))
         options[name] = Option(name=name, defaults=defaults, choices=choices, **entry)
     return options

@@ -22,11 +22,15 @@ class Defaults(dict[str, Any]):
 
     Args:
         bundle_root: the bundle's folder.
-        dataset_dir: the user's data; without it training takes the ``phantom`` profile, with it ``paper``.
+        dataset_dir: the user's data; without it training takes the ``phantom`` profile, with it ``profile``.
         run_dir: where the weights lie; the bundle's folder by default.
         from_weights: take what shapes the model from the weights where there are some.
         inherited: values that other weights bring along, such as the width of a pre-trained network; they take the
             place of the profile's.
+        profile: the one wanted for the user's data, ``paper`` (also where None) or ``quick``.
+
+    Raises:
+        UserError: an unknown profile, or one without data.
     """
 
     def __init__(
@@ -36,11 +40,19 @@ class Defaults(dict[str, Any]):
         run_dir: str | None = None,
         from_weights: bool = False,
         inherited: Mapping[str, Any] | None = None,
+        profile: str | None = None,
     ) -> None:
         self.options = load_options(bundle_root)
+        chosen = coerce(self.options["profile"], profile) if "profile" in self.options else None
+        if chosen and dataset_dir is None:
+            raise UserError(
+                "--profile chooses between configurations for your own data",
+                chosen,
+                "Pass --dataset_dir, or leave --profile out: phantoms have a small run of their own",
+            )
         folder = Path(coerce(self.options["run_dir"], run_dir) or bundle_root)
         self.trained = stored_settings(folder) if from_weights else {}
-        self.profile = self.trained.get("profile") or ("phantom" if dataset_dir is None else "paper")
+        self.profile = self.trained.get("profile") or ("phantom" if dataset_dir is None else chosen or "paper")
         super().__init__({name: option.defaults[self.profile] for name, option in self.options.items()})
         self.update({name: value for name, value in (inherited or {}).items() if name in self.options})
         self.update({name: value for name, value in self.trained.items() if name in self.options})

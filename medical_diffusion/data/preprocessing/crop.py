@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from medical_diffusion.errors import UserError
 from medical_diffusion.shapes import SPATIAL_AXES
 
 logger = logging.getLogger(__name__)
+
+MOSTLY_PADDING = 0.25
+"""Share of image in a crop below which padding is taken for a mistake."""
 
 
 class CenterCropOrPadd(MapTransform):
@@ -69,3 +73,10 @@ class CenterCropOrPadd(MapTransform):
             name_of(image),
             tuple(image.shape[1:]),
         )
+        kept = math.prod(min(n / size, 1) for n, size in zip(image.shape[1:], self.spatial_size, strict=True) if size)
+        if kept < MOSTLY_PADDING:
+            logger.warning(
+                "Only %.0f %% of that crop would be image, so detail is lost when it is resized: --crop_size none "
+                "takes volumes whole, --spacing none keeps their voxels.",
+                100 * kept,
+            )
