@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medical_diffusion.bundle.folders import Folders
-from medical_diffusion.bundle.messages import report_reconstruction
+from medical_diffusion.bundle.messages import FEW_SUBJECTS, announce_training, report_reconstruction
 
 
 class Evaluation:
@@ -44,3 +45,32 @@ def test_blurred_reconstructions_come_with_a_remedy(
     assert ("keep 62 % of the held-out high-frequency energy" in text and "--compression" in text) == said
     (path,) = (tmp_path / "reports").glob("*.json")
     assert report and json.loads(path.read_text(encoding="utf-8"))["reconstruction"] == report["reconstruction"]
+
+
+class Data(SimpleNamespace):
+    """Stands for training data."""
+
+    def prepare(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("subjects", "dataset_dir", "said"),
+    [
+        (1, "scans", "Only 1 training subject:"),
+        (FEW_SUBJECTS - 1, "scans", f"Only {FEW_SUBJECTS - 1} training subjects:"),
+        (FEW_SUBJECTS, "scans", None),
+        (1, None, None),
+    ],
+)
+def test_few_subjects_come_with_a_warning_of_copies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, subjects: int, dataset_dir: str | None, said: str | None
+) -> None:
+    caplog.set_level(logging.WARNING, "medical_diffusion.bundle.messages")
+    settings = SimpleNamespace(
+        dataset_dir=dataset_dir, image_size=(8, 8, 8), profile="paper", planar=False, num_phantoms=3,
+        intensity="window", window=[0, 1], perceptual="none",
+    )  # fmt: skip
+    train = [{"subject": n % subjects} for n in range(2 * FEW_SUBJECTS)]  # subjects count, not their volumes
+    announce_training(settings, Folders(tmp_path), Data(train=train, class_names=(), is_dark=False, kind="chest_ct"))  # type: ignore[arg-type]
+    assert ("looks for copies" in caplog.text) == (said is not None) and (said or "") in caplog.text

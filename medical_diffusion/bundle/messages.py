@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 SHARP = 0.8
 """High-frequency energy of reconstructions by that of held-out volumes below which training says what would help."""
 
+FEW_SUBJECTS = 50
+"""Training subjects below which a run warns that samples may be copies of them."""
+
 PROFILE_NOTES = {
     "paper": "The paper's configuration is the default. --profile quick is a run of minutes, to see all go through.",
     "quick": "Profile quick: small networks and few steps. Without it the paper's configuration is the default.",
@@ -78,6 +81,14 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         logger.warning(
             "The first image uses less than a quarter of the range of its type (12-bit values in a 16-bit file?): "
             '--intensity window --window "[0, 4095]" or --intensity minmax would use the whole.'
+        )
+    subjects = len({item["subject"] for item in data.train})
+    if settings.dataset_dir is not None and subjects < FEW_SUBJECTS:
+        logger.warning(
+            "Only %d training subject%s: samples may be copies of them. Before one is passed on, evaluate.json with "
+            "--samples_dir, or medical_diffusion evaluate, looks for copies.",
+            subjects,
+            "" if subjects == 1 else "s",
         )
     if settings.perceptual == "none":
         logger.info(
