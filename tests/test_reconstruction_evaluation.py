@@ -9,6 +9,7 @@ from torch import Tensor
 from medical_diffusion.bundle.reconstruction import ReconstructionEvaluation
 from medical_diffusion.errors import UserError
 from medical_diffusion.evaluation import reconstruction_metrics
+from medical_diffusion.evaluation.spectrum import high_frequency_ratio
 from medical_diffusion.networks import Autoencoder, GaussianBottleneck, VectorQuantizer
 
 
@@ -49,7 +50,10 @@ def test_every_channel_counts_and_a_codebook_is_reported_where_there_is_one(
     for name, values in expected.items():
         assert report["reconstruction"][name]["mean"] == pytest.approx(values.mean().item(), rel=1e-4)
         assert report["reconstruction"][name]["std"] == pytest.approx(values.std().item(), rel=1e-2)
-    assert set(report["trilinear_baseline"]) == set(expected)
+    sharpness = report["reconstruction"]["high_frequency_ratio"]
+    ratio = high_frequency_ratio(reconstructions[0].clamp(-1, 1), data.items)
+    assert sharpness == {"mean": pytest.approx(ratio, rel=1e-4), "std": None}
+    assert set(report["trilinear_baseline"]) == {*expected, "high_frequency_ratio"}
     wanted = "LPIPS needs its weights" if min(size[:2]) >= 16 else "16 x 12 pixels are below LPIPS's 16 x 16"
     assert wanted in report["absent"]["lpips"]
     if codes is None:
