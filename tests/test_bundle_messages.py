@@ -1,4 +1,4 @@
-"""What a run says of its reconstructions."""
+"""What a run says of its data before it trains and of its reconstructions after."""
 
 from __future__ import annotations
 
