@@ -7,6 +7,7 @@ import torch
 
 from medical_diffusion.errors import UserError
 from medical_diffusion.networks.attention import DepthAttention
+from medical_diffusion.networks.small_plane_conv import prefers_small_plane
 from medical_diffusion.networks.unet import UNet
 from medical_diffusion.networks.unet_blocks import Downsample, SliceConv, Upsample
 
@@ -169,12 +170,21 @@ def test_bfloat16_autocast_stays_near_float32():
     assert (y.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
-@pytest.mark.parametrize("plane", [(2, 2), (1, 4), (1, 1), (2, 1)])
-def test_the_product_for_small_planes_is_the_convolution(plane):
+@pytest.mark.parametrize("plane", [(2, 2), (1, 4), (4, 1), (1, 3), (1, 1), (2, 1)])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_products_for_small_planes_are_the_convolution(plane, channels_last):
     torch.manual_seed(0)
     layer, x = SliceConv(5, 7), torch.randn(3, 5, *plane)
-    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert prefers_small_plane(x) and not prefers_small_plane(torch.randn(3, 5, 1, 5))
+    if channels_last:
+        layer, x = (t.to(memory_format=torch.channels_last) for t in (layer, x))
+    both = [x.clone().requires_grad_() for _ in range(2)]
+    expected = torch.nn.functional.conv2d(both[0], layer.weight, layer.bias, padding=1)
+    y, upstream = layer(both[1]), torch.randn(3, 7, *plane)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    wanted = torch.autograd.grad(expected, (both[0], layer.weight, layer.bias), upstream)
+    for ours, plain in zip(torch.autograd.grad(y, (both[1], layer.weight, layer.bias), upstream), wanted, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("plane", [(8, 8), (7, 5), (1, 6), (1, 1)])

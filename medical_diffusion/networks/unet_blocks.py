@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medical_diffusion.networks.attention import DepthAttention, DepthPositions, SpatialAttention, SpatialKind
-
-# oneDNN takes 2 to 3 times as long as one matrix product for planes of at most this many positions
-MATRIX_PLANE_POSITIONS = 4
+from medical_diffusion.networks.small_plane_conv import prefers_small_plane, small_plane_conv
 
 
 class TimestepEmbedding(nn.Sequential):
@@ -61,13 +59,10 @@ class SliceConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, h, w) to (n, out_channels, h, w)."""
-        height, width = x.shape[2:]
-        if x.device.type != "cpu" or height * width > MATRIX_PLANE_POSITIONS:
-            return super().forward(x)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        windows = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(torch.cat(windows, dim=-1), weight, self.bias).permute(0, 3, 1, 2)
+        if prefers_small_plane(x):
+            assert self.bias is not None
+            return small_plane_conv(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class ResidualBlock(nn.Module):
