@@ -23,3 +23,10 @@ def amp_dtype(name: str) -> torch.dtype | None:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast on ``device`` in ``dtype``, or nothing where that is None."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def has_bfloat16_units(device: torch.device | str) -> bool:
+    """Whether ``device`` is a processor with matrix units for bfloat16 (AMX), which multiply several times faster."""
+    if torch.device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # the oldest PyTorch has none
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -247,7 +247,7 @@ def test_narrow_medfusion_never_normalises_a_channel_alone(channels: int, per_gr
     assert max(m.num_groups for m in norms) <= 8
 
 
-WHITENED = [(small, "codebook_range"), (small, "standardize"), (gaussian, "standardize")]
+WHITENED = [(small, "codebook_range"), (small, "standardize"), (gaussian, "standardize"), (gaussian, "whiten")]
 
 
 @pytest.mark.parametrize(("make", "normalization"), WHITENED)
@@ -264,7 +264,10 @@ def test_whitened_latents_round_trip_and_survive_the_checkpoint(
         h = network.encode(x)
         network.set_latent_statistics(iter([h[:1], h[1:]]))
         z = network.encode_latents(x)
-        if normalization == "standardize":
+        if normalization == "whiten":
+            pooled = z.movedim(1, 0).flatten(1)
+            torch.testing.assert_close(torch.cov(pooled, correction=0), torch.eye(8), atol=1e-3, rtol=0)
+        if normalization != "codebook_range":
             torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(8), atol=1e-4, rtol=0)
             torch.testing.assert_close(z.std((0, 2, 3, 4), correction=0), torch.ones(8), atol=1e-3, rtol=0)
         else:
@@ -308,6 +311,8 @@ def test_errors() -> None:
         network.decode_latents(torch.randn(1, 8, 4, 4, 4))
     with pytest.raises(UserError, match="needs the latents of the training set"):
         small(latent_normalization="standardize").set_latent_statistics()
+    with pytest.raises(UserError, match="'whiten' needs the latents of the training set"):
+        small(latent_normalization="whiten").set_latent_statistics()
     with pytest.raises(UserError, match="latents must vary in every channel"):
         small(latent_normalization="standardize").set_latent_statistics([torch.ones(1, 8, 4, 4, 4)])
     with pytest.raises(UserError, match="kernel_size - stride must be even"):

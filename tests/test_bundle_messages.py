@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from medical_diffusion.bundle.folders import Folders
 from medical_diffusion.bundle.messages import FEW_SUBJECTS, announce_training, report_reconstruction
@@ -67,10 +68,37 @@ def test_few_subjects_come_with_a_warning_of_copies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, subjects: int, dataset_dir: str | None, said: str | None
 ) -> None:
     caplog.set_level(logging.WARNING, "medical_diffusion.bundle.messages")
-    settings = SimpleNamespace(
-        dataset_dir=dataset_dir, image_size=(8, 8, 8), profile="paper", planar=False, num_phantoms=3,
-        intensity="window", window=[0, 1], perceptual="none",
-    )  # fmt: skip
     train = [{"subject": n % subjects} for n in range(2 * FEW_SUBJECTS)]  # subjects count, not their volumes
-    announce_training(settings, Folders(tmp_path), Data(train=train, class_names=(), is_dark=False, kind="chest_ct"))  # type: ignore[arg-type]
+    announce(tmp_path, train, dataset_dir=dataset_dir)
     assert ("looks for copies" in caplog.text) == (said is not None) and (said or "") in caplog.text
+
+
+def announce(run_dir: Path, train: list[dict], **options: object) -> None:
+    """First lines of a run with these options."""
+    settings = SimpleNamespace(
+        dataset_dir=None, image_size=(8, 8, 8), profile="paper", planar=False, num_phantoms=3, intensity="window",
+        window=[0, 1], perceptual="none", amp="none", device="cpu",
+    )  # fmt: skip
+    vars(settings).update(options)
+    data = Data(train=train, class_names=(), is_dark=False, kind="chest_ct")
+    announce_training(settings, Folders(run_dir), data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("amx", "amp", "device", "said"),
+    [(True, "none", "cpu", True), (False, "none", "cpu", False), (True, "bfloat16", "cpu", False),
+     (True, "none", "cuda:0", False)],
+)  # fmt: skip
+def test_a_processor_with_bfloat16_units_is_told_of(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    amx: bool,
+    amp: str,
+    device: str,
+    said: bool,
+) -> None:
+    caplog.set_level(logging.INFO, "medical_diffusion.bundle.messages")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    announce(tmp_path, [{"subject": 0}], amp=amp, device=device)
+    assert ("--amp bfloat16" in caplog.text) == said

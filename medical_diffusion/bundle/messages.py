@@ -17,6 +17,7 @@ from medical_diffusion.bundle.weights import Weights
 from medical_diffusion.data.phantoms.registry import phantom_kind
 from medical_diffusion.errors import UserError
 from medical_diffusion.files import check_writable, write_json
+from medical_diffusion.precision import has_bfloat16_units
 from medical_diffusion.synthesis import LatentSampler, SampleWriter, SeedDataset
 from medical_diffusion.training.distributed import is_main_process
 
@@ -94,6 +95,8 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
         logger.info(
             "Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it)."
         )
+    if settings.amp == "none" and has_bfloat16_units(settings.device):
+        logger.info("This processor has matrix units for bfloat16: --amp bfloat16 trains up to twice as fast.")
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
 
 

@@ -38,7 +38,8 @@ class Autoencoder(LatentCodec):
         norm_groups: groups of the group normalisations. The 32 that Medical Diffusion published make it an instance
             normalisation at 32 channels, which removes the local brightness that CT lives on.
         latent_normalization: ``"codebook_range"`` maps minimum and maximum of the codes in use to [-1, 1] (paper; needs
-            a codebook); ``"standardize"`` gives each channel of the training latents mean 0 and standard deviation 1.
+            a codebook); ``"standardize"`` gives each channel of the training latents mean 0 and standard deviation 1;
+            ``"whiten"`` also makes the channels uncorrelated.
         padding_mode: border of the convolutions, ``"replicate"`` (paper) or ``"zeros"``.
         architecture: ``"vqgan"`` or ``"medfusion"``.
         deep_supervision: :meth:`reconstruct` also gives the image at half resolution, by a 3³ convolution on the

@@ -18,8 +18,12 @@ from medical_diffusion.errors import UserError, did_you_mean
 from medical_diffusion.networks.bottleneck import BottleneckOutput
 from medical_diffusion.shapes import effective_compression, latent_size, per_axis
 
-LatentNormalization = Literal["codebook_range", "standardize"]
-LATENT_NORMALIZATIONS = ("codebook_range", "standardize")
+LatentNormalization = Literal["codebook_range", "standardize", "whiten"]
+LATENT_NORMALIZATIONS = ("codebook_range", "standardize", "whiten")
+
+MIN_EIGENVALUE = 1e-3
+"""Least eigenvalue of the channels' correlations (their mean is 1) that whitening divides by: a direction that hardly
+varies carries nothing, and would come out as noise of full strength."""
 
 
 class LatentCodec(nn.Module, ABC):
@@ -32,7 +36,10 @@ class LatentCodec(nn.Module, ABC):
         latent_channels: channels of the latent.
         bottleneck: a :class:`~medical_diffusion.networks.bottleneck.Bottleneck`.
         latent_normalization: ``"codebook_range"`` maps minimum and maximum of the codes in use to [-1, 1] (paper);
-            ``"standardize"`` gives each channel of the training latents mean 0 and standard deviation 1.
+            ``"standardize"`` gives each channel of the training latents mean 0 and standard deviation 1; ``"whiten"``
+            also makes the channels uncorrelated (ZCA of their correlations: Kessy et al. 2018, "Optimal whitening and
+            decorrelation"). Fine detail is what neighbouring channels differ in: where they are alike it is
+            a small part of standardised latents, and noise hides it at all but the last steps.
 
     Raises:
         UserError: the image size is not divisible by the compression, or an option is out of range.
@@ -40,6 +47,8 @@ class LatentCodec(nn.Module, ABC):
 
     latent_shift: Tensor
     latent_scale: Tensor
+    latent_whitening: Tensor
+    latent_coloring: Tensor
     latent_statistics_set: Tensor
 
     def __init__(
@@ -76,6 +85,9 @@ class LatentCodec(nn.Module, ABC):
         statistics = (1, latent_channels, 1, 1, 1)
         self.register_buffer("latent_shift", torch.zeros(statistics))
         self.register_buffer("latent_scale", torch.ones(statistics))
+        if latent_normalization == "whiten":
+            self.register_buffer("latent_whitening", torch.eye(latent_channels))
+            self.register_buffer("latent_coloring", torch.eye(latent_channels))
         self.register_buffer("latent_statistics_set", torch.zeros((), dtype=torch.bool))
 
     @abstractmethod
@@ -111,8 +123,8 @@ class LatentCodec(nn.Module, ABC):
         """Fix the numbers that whiten the latents; call once, at the end of stage 1.
 
         Args:
-            latents: batches of :meth:`encode` over the training set, needed by ``"standardize"`` only. They are read
-                once, as a stream.
+            latents: batches of :meth:`encode` over the training set, needed by ``"standardize"`` and ``"whiten"``. They
+                are read once, as a stream.
 
         Raises:
             UserError: no latents where they are needed, or latents that do not vary.
@@ -121,11 +133,12 @@ class LatentCodec(nn.Module, ABC):
             low, high = self.bottleneck.code_range()
             shift, scale = (high + low) / 2, (high - low) / 2
         else:
-            shift, scale = _channel_statistics(() if latents is None else latents)
-            shift, scale = shift.view(1, -1, 1, 1, 1), scale.view(1, -1, 1, 1, 1)
+            mean, covariance = _channel_statistics(() if latents is None else latents, self.latent_normalization)
+            deviation = covariance.diagonal().clamp_min(0).sqrt()
+            shift, scale = (t.float().view(1, -1, 1, 1, 1) for t in (mean, deviation))
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             remedy = "Train the autoencoder for longer"
-            if self.latent_normalization == "standardize" and hasattr(self.bottleneck, "code_range"):
+            if self.latent_normalization != "codebook_range" and hasattr(self.bottleneck, "code_range"):
                 remedy += ", or use latent_normalization 'codebook_range'"
             raise UserError(
                 "latents must vary in every channel before they can be whitened",
@@ -134,6 +147,11 @@ class LatentCodec(nn.Module, ABC):
             )
         self.latent_shift.copy_(shift.expand_as(self.latent_shift))
         self.latent_scale.copy_(scale.expand_as(self.latent_scale))
+        if self.latent_normalization == "whiten":
+            eigenvalues, directions = torch.linalg.eigh(covariance / torch.outer(deviation, deviation))
+            root = eigenvalues.clamp_min(MIN_EIGENVALUE).sqrt()
+            self.latent_whitening.copy_(directions / root @ directions.T)
+            self.latent_coloring.copy_(directions * root @ directions.T)
         self.latent_statistics_set.fill_(True)
 
     def encode_latents(self, x: Tensor) -> Tensor:
@@ -143,7 +161,8 @@ class LatentCodec(nn.Module, ABC):
             UserError: the latent statistics have not been set.
         """
         self._require_statistics()
-        return (self.encode(x).float() - self.latent_shift) / self.latent_scale
+        z = (self.encode(x).float() - self.latent_shift) / self.latent_scale
+        return _mixed(z, self.latent_whitening) if self.latent_normalization == "whiten" else z
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Image of whitened latents: un-whiten, pass the bottleneck (the nearest code of a quantiser), decode.
@@ -152,7 +171,10 @@ class LatentCodec(nn.Module, ABC):
             UserError: the latent statistics have not been set.
         """
         self._require_statistics()
-        return self.decode(self.bottleneck.to_decoder(z.float() * self.latent_scale + self.latent_shift))
+        z = z.float()
+        if self.latent_normalization == "whiten":
+            z = _mixed(z, self.latent_coloring)
+        return self.decode(self.bottleneck.to_decoder(z * self.latent_scale + self.latent_shift))
 
     def _require_statistics(self) -> None:
         if not bool(self.latent_statistics_set):
@@ -178,15 +200,20 @@ def _check(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def _channel_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel over a stream of (B, C, ...) batches, summed in float64."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+def _mixed(z: Tensor, matrix: Tensor) -> Tensor:
+    """Channels of (B, C, h, w, d) mixed by a matrix (C, C)."""
+    return torch.einsum("kc,bchwd->bkhwd", matrix, z)
+
+
+def _channel_statistics(latents: Iterable[Tensor], normalization: str) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C) of the channels over a stream of (B, C, ...) batches, float64."""
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
     for h in latents:
         values = h.detach().movedim(1, 0).flatten(1).double()
         count += values.shape[1]
         total = total + values.sum(1)
-        squares = squares + values.square().sum(1)
+        products = products + values @ values.T
     if not count:
-        raise UserError("latent_normalization 'standardize' needs the latents of the training set", "no latents")
+        raise UserError(f"latent_normalization '{normalization}' needs the latents of the training set", "no latents")
     mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp_min(0).sqrt().float()
+    return mean, products / count - torch.outer(mean, mean)
