@@ -142,6 +142,13 @@ def test_paper_profiles(
     assert paper["unet_channels"] == (256 if not is_volume else latent)
 
 
+def test_the_cosine_schedule_has_no_betas() -> None:
+    values = {"noise_schedule": "cosine", "beta_range": [0.002, 0.02]}
+    with pytest.raises(UserError, match=r"--beta_range belongs to the linear.*\[0.002, 0.02\].*--beta_range none"):
+        Settings(Defaults(str(BUNDLE)), values)
+    assert Settings(Defaults(str(BUNDLE)), values | {"beta_range": "none"}).beta_range is None
+
+
 @pytest.mark.parametrize("path", ["batchsize", "train#optimizer#learning_rat", "autoencoder#stepp"])
 def test_misspelt_override_is_refused_at_any_depth(path: str) -> None:
     flow = workflow("train", **{path: 2})

@@ -80,6 +80,12 @@ class Settings:
             self.latent_size = latent_size(self.image_size, self.compression)
         if self.values.get("halves") and self.planar:
             raise UserError("--halves splits volumes", f"image_size {self.image_size}", "Use --halves false for images")
+        if self.values.get("noise_schedule") == "cosine" and self.values.get("beta_range") is not None:
+            raise UserError(
+                "--beta_range belongs to the linear noise schedules",
+                f"--noise_schedule cosine with --beta_range {self.beta_range}",
+                "Add --beta_range none",
+            )
 
     @property
     def planar(self) -> bool:
