@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medical_diffusion.errors import UserError
 from medical_diffusion.networks import Autoencoder, GaussianBottleneck, VectorQuantizer
 from medical_diffusion.networks.blocks import NormActConv, ResidualBlock
+from medical_diffusion.networks.codec import MIN_EIGENVALUE
 from medical_diffusion.networks.conv import (
     Convolution,
     TransposedConvolution,
@@ -281,6 +282,18 @@ def test_whitened_latents_round_trip_and_survive_the_checkpoint(
         other = make(image_size, latent_normalization=normalization).eval()
         other.load_state_dict(torch.load(tmp_path / "autoencoder.pt", weights_only=True))
         assert torch.equal(other.encode_latents(x), z)
+
+
+def test_whitening_leaves_a_direction_that_does_not_vary_small() -> None:
+    """Two channels that are one: their difference is rounding noise, which must not come out at full strength."""
+    network, h = gaussian(latent_normalization="whiten"), torch.randn(2, 8, 4, 4, 4)
+    h[:, 1] = h[:, 0] + 1e-6 * torch.randn(2, 4, 4, 4)
+    network.set_latent_statistics([h])
+    difference = torch.zeros(8)
+    difference[0], difference[1] = 0.5**0.5, -(0.5**0.5)
+    gain = (network.latent_whitening @ difference).norm().item()
+    assert gain == pytest.approx(MIN_EIGENVALUE**-0.5, rel=1e-3)
+    torch.testing.assert_close(network.latent_whitening @ network.latent_coloring, torch.eye(8), atol=1e-4, rtol=0)
 
 
 def test_errors() -> None:

@@ -96,7 +96,9 @@ def announce_training(settings: Settings, folders: Folders, data: TrainingData) 
             "Perceptual network: none (structural and spectral terms take its place; --perceptual lpips adds it)."
         )
     if settings.amp == "none" and has_bfloat16_units(settings.device):
-        logger.info("This processor has matrix units for bfloat16: --amp bfloat16 trains up to twice as fast.")
+        logger.info(
+            "This processor has matrix units for bfloat16: --amp bfloat16 trains wide networks up to twice as fast."
+        )
     logger.info("Writing to %s. The same command continues an interrupted run.", folders.root)
 
 
