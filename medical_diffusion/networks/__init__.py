@@ -9,6 +9,7 @@ from medical_diffusion.networks.gaussian import GaussianBottleneck
 from medical_diffusion.networks.quantizer import VectorQuantizer
 from medical_diffusion.networks.swin import SwinUNETR
 from medical_diffusion.networks.unet import UNet
+from medical_diffusion.networks.wiener import WienerSkip
 
 __all__ = [
     "Autoencoder",
@@ -21,4 +22,5 @@ __all__ = [
     "SwinUNETR",
     "UNet",
     "VectorQuantizer",
+    "WienerSkip",
 ]

@@ -37,7 +37,7 @@ SKIPS = ("concatenate", "add")
 
 
 class UNet(nn.Module):
-    """Predicts noise, data or velocity from a noisy latent and its timestep; 0 everywhere before training.
+    """Predicts noise, data or velocity from a noisy latent and its timestep; 0 or ``linear_skip`` before training.
 
     Parameters at ``width`` 16, 32, 64: 3.0, 10.0, 35.7 million.
 
@@ -60,6 +60,8 @@ class UNet(nn.Module):
         blocks_per_level: residual blocks of each level.
         middle: a level between the way down and the way up.
         skip: how a map on the way up meets that of its size on the way down: "concatenate", or "add" (Medfusion).
+        linear_skip: called as ``linear_skip(x, timesteps)`` and added to the prediction, for example
+            :class:`~medical_diffusion.networks.WienerSkip`; None adds nothing.
 
     Raises:
         UserError: ``width`` is not a multiple of ``norm_groups``, or another argument is out of range.
@@ -82,6 +84,7 @@ class UNet(nn.Module):
         blocks_per_level: int = 2,
         middle: bool = True,
         skip: Literal["concatenate", "add"] = "concatenate",
+        linear_skip: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if width % norm_groups or width % 2:
@@ -144,6 +147,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.linear_skip = linear_skip
 
     def forward(self, x: Tensor, timesteps: Tensor | float, class_labels: Tensor | int | None = None) -> Tensor:
         """Predict from a noisy latent.
@@ -182,7 +186,10 @@ class UNet(nn.Module):
             h = self._run(level, self._meet(h, skip), embedding, positions)
         h = self.last(self._meet(h, skips.pop()), embedding)
         h = self.out(F.silu(self.norm(h)))
-        return rearrange(h, "(d b) c h w -> b c h w d", b=batch).contiguous(memory_format=torch.channels_last_3d)
+        y = rearrange(h, "(d b) c h w -> b c h w d", b=batch).contiguous(memory_format=torch.channels_last_3d)
+        if self.linear_skip is None:
+            return y
+        return y + self.linear_skip(x, _one_each("timesteps", timesteps, batch, x.device))
 
     def _meet(self, h: Tensor, skip: Tensor) -> Tensor:
         return h + skip if self.skip == "add" else torch.cat([h, skip], dim=1)

@@ -5,6 +5,7 @@ from medical_diffusion.training.checkpoint import Progress, StageCheckpoint, Tra
 from medical_diffusion.training.diffusion_step import DiffusionStep, NoisePredictionInferer
 from medical_diffusion.training.ema import ExponentialMovingAverage
 from medical_diffusion.training.handlers import ProgressBar, TensorBoardLogs, Validation
+from medical_diffusion.training.linear_skip import LinearSkipFit
 from medical_diffusion.training.pretrain_step import PretextObjective, PretrainStep, pretext_objective
 from medical_diffusion.training.segmentation_step import SegmentationStep, parameter_groups
 from medical_diffusion.training.trainer import StepTrainer
@@ -13,6 +14,7 @@ __all__ = [
     "AutoencoderStep",
     "DiffusionStep",
     "ExponentialMovingAverage",
+    "LinearSkipFit",
     "NoisePredictionInferer",
     "PretextObjective",
     "PretrainStep",
