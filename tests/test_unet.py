@@ -174,13 +174,15 @@ def test_bfloat16_autocast_stays_near_float32():
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_products_for_small_planes_are_the_convolution(plane, channels_last):
     torch.manual_seed(0)
-    layer, x = SliceConv(5, 7), torch.randn(3, 5, *plane)
-    assert prefers_small_plane(x) and not prefers_small_plane(torch.randn(3, 5, 1, 5))
+    layer, x = SliceConv(160, 224), torch.randn(3, 160, *plane)
+    assert prefers_small_plane(x, 224)
+    assert not prefers_small_plane(x, 160) and not prefers_small_plane(x[:1], 224)
+    assert not prefers_small_plane(torch.randn(3, 160, 1, 5), 224)
     if channels_last:
         layer, x = (t.to(memory_format=torch.channels_last) for t in (layer, x))
     both = [x.clone().requires_grad_() for _ in range(2)]
     expected = torch.nn.functional.conv2d(both[0], layer.weight, layer.bias, padding=1)
-    y, upstream = layer(both[1]), torch.randn(3, 7, *plane)
+    y, upstream = layer(both[1]), torch.randn(3, 224, *plane)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     wanted = torch.autograd.grad(expected, (both[0], layer.weight, layer.bias), upstream)
     for ours, plain in zip(torch.autograd.grad(y, (both[1], layer.weight, layer.bias), upstream), wanted, strict=True):

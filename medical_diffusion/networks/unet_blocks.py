@@ -59,7 +59,7 @@ class SliceConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, h, w) to (n, out_channels, h, w)."""
-        if prefers_small_plane(x):
+        if prefers_small_plane(x, self.out_channels):
             assert self.bias is not None
             return small_plane_conv(x, self.weight, self.bias)
         return super().forward(x)
@@ -89,7 +89,9 @@ class ResidualBlock(nn.Module):
         The embedding is (b, e), or ((d b), e) where slices have embeddings of their own.
         """
         h = self.conv_in(F.silu(self.norm_in(x)))
-        per_slice = self.scale_shift(embedding).repeat(len(x) // len(embedding), 1)
+        per_slice = self.scale_shift(embedding)
+        if len(x) > len(embedding):
+            per_slice = per_slice.repeat(len(x) // len(embedding), 1)
         scale, shift = per_slice[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return self.skip(x) + self.conv_out(h)
